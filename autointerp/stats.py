@@ -1,0 +1,227 @@
+"""Intervals and summaries of scores; every formula names its paper.
+
+Owns numbers only: what a score is computed over is decided by the scorers. Missing values (None, NaN) are counted, never
+averaged.
+
+- Rates: Wilson (1927), with the correction of Brown, Cai and DasGupta (2001, section 4.1.1) for one to three events, without
+  which coverage falls to 0.84 just below a rate of 1.
+- Balanced accuracy: MOVER (Newcombe 1998, method 10; Zou and Donner 2008): distances to the limits of two independent rates,
+  squared and added.
+- AUROC: Newcombe (2006, part 2), method 5: the score equation with a symmetrised Hanley-McNeil variance. Defined at 1.0.
+- Examples that shared a prompt: the effective number of examples is n / design effect (Kish 1965), the intra-class correlation
+  estimated by one-way analysis of variance (Donald and Donner 1987) and never taken below 0.
+- Across latents: t interval of the mean, order statistics of the median (Conover 1999, section 3.2), and a weighted mean with
+  the linearised variance of a ratio (Cochran 1977, section 6.5); all over one value per latent.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.special import bdtr, gammaincinv, ndtri, stdtrit
+
+LEVEL = 0.95
+"""Nominal coverage of every interval."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interval:
+    """A value with its confidence limits; limits are NaN where the data gives none."""
+
+    value: float
+    low: float
+    high: float
+    method: str
+
+
+def design_effect(values: Sequence[float] | np.ndarray, clusters: Sequence[Hashable] | np.ndarray) -> float:
+    """Return by how much clustering inflates the variance of the mean of `values`; at least 1.
+
+    1 + (m - 1) icc for k clusters of m values, with m the size-weighted mean. 1 where all clusters are single or all values
+    equal.
+    """
+    x = np.asarray(values, np.float64)
+    _, index, sizes = np.unique(np.asarray(clusters), return_inverse=True, return_counts=True)
+    n, k = len(x), len(sizes)
+    if k == n or k < 2:
+        return 1.0
+    means = np.bincount(index, weights=x) / sizes
+    within = float(np.square(x - means[index]).sum()) / (n - k)
+    between = float((sizes * np.square(means - x.mean())).sum()) / (k - 1)
+    size = (n - float(np.square(sizes).sum()) / n) / (k - 1)
+    if between <= within:
+        return 1.0
+    correlation = (between - within) / (between + (size - 1) * within)
+    effect = 1.0 + (float(np.square(sizes).sum()) / n - 1.0) * correlation
+    # The effect rests on k clusters: their t quantile takes the place of the normal one.
+    return max(1.0, effect) * (float(stdtrit(k - 1, 0.5 + LEVEL / 2)) / float(ndtri(0.5 + LEVEL / 2))) ** 2
+
+
+def wilson(successes: float, n: float, *, deff: float = 1.0, level: float = LEVEL) -> Interval:
+    """Return the interval of a rate of `successes` out of `n`; `deff` shrinks both.
+
+    Raises: ValueError when `n` is not positive.
+    """
+    if n <= 0:
+        raise ValueError(f"a rate needs at least one example, {n} given")
+    rate = successes / n
+    n, successes = n / deff, successes / deff
+    z = float(ndtri(0.5 + level / 2))
+    centre = (rate + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n))
+    low, high = max(0.0, centre - half), min(1.0, centre + half)
+    low = min(low, _rare_limit(successes, n, level)) if rate > 0 else 0.0
+    high = max(high, 1.0 - _rare_limit(n - successes, n, level)) if rate < 1 else 1.0
+    return Interval(value=rate, low=low, high=high, method="wilson")
+
+
+def _rare_limit(events: float, n: float, level: float) -> float:
+    """Return the lower limit of a rate of up to three events, by the Poisson distribution; 1 for more events."""
+    return float(gammaincinv(events, 1 - level)) / n if 0 < events <= 3 else 1.0
+
+
+def balanced_accuracy(positives: Interval, negatives: Interval) -> Interval:
+    """Return the interval of the mean of two independent rates, by MOVER from their own intervals."""
+    value = (positives.value + negatives.value) / 2
+    down = math.hypot(positives.value - positives.low, negatives.value - negatives.low) / 2
+    up = math.hypot(positives.high - positives.value, negatives.high - negatives.value) / 2
+    return Interval(value=value, low=max(0.0, value - down), high=min(1.0, value + up), method="mover_wilson")
+
+
+def clustered_accuracy(
+    positives: tuple[Sequence[float], Sequence[Hashable]], negatives: tuple[Sequence[float], Sequence[Hashable]]
+) -> Interval:
+    """Return the interval of balanced accuracy of answers (1 right, 0 wrong) that come in clusters; each class is (right,
+    clusters).
+
+    A cluster may hold examples of both classes. Each class has its own design effect, and not less than that of both together.
+    """
+    centred = np.concatenate([np.asarray(right, np.float64) - np.mean(right) for right, _ in (positives, negatives)])
+    both = design_effect(centred, [*positives[1], *negatives[1]])
+    rates = [
+        wilson(float(np.sum(right)), len(right), deff=max(both, design_effect(right, clusters)))
+        for right, clusters in (positives, negatives)
+    ]
+    return balanced_accuracy(*rates)
+
+
+def auroc(positives: Sequence[float] | np.ndarray, negatives: Sequence[float] | np.ndarray) -> float:
+    """Return Pr(positive > negative) + Pr(equal) / 2.
+
+    Raises: ValueError when a class is empty.
+    """
+    p, n = np.asarray(positives, np.float64), np.sort(np.asarray(negatives, np.float64))
+    if len(p) == 0 or len(n) == 0:
+        raise ValueError(f"AUROC needs both classes, {len(p)} positives and {len(n)} negatives given")
+    below = np.searchsorted(n, p, side="left") + np.searchsorted(n, p, side="right")
+    return float(below.sum()) / (2 * len(p) * len(n))
+
+
+def auroc_newcombe(
+    value: float, num_positives: float, num_negatives: float, *, deff: float = 1.0, level: float = LEVEL
+) -> Interval:
+    """Return the interval of an AUROC of so many positives and negatives; `deff` shrinks both numbers."""
+    m, n = num_positives / deff, num_negatives / deff
+    z2 = float(ndtri(0.5 + level / 2)) ** 2
+    extra = max((m + n) / 2 - 1, 0.0)
+
+    def excess(theta: float) -> float:
+        variance = theta * (1 - theta) * (1 + extra * ((1 - theta) / (2 - theta) + theta / (1 + theta))) / (m * n)
+        return (value - theta) ** 2 - z2 * variance
+
+    low = _root(excess, 0.0, value) if value > 0 else 0.0
+    high = _root(excess, 1.0, value) if value < 1 else 1.0
+    return Interval(value=value, low=low, high=high, method="newcombe_auroc")
+
+
+def _root(excess: Callable[[float], float], outside: float, inside: float) -> float:
+    """Bisect between a point at which `excess` is positive and one at which it is not."""
+    for _ in range(60):
+        middle = (outside + inside) / 2
+        if excess(middle) > 0:
+            outside = middle
+        else:
+            inside = middle
+    return inside
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """One metric over many latents."""
+
+    num_latents: int
+    """Latents with a value."""
+    num_missing: int
+    """Latents with none."""
+    mean: Interval | None
+    median: Interval | None
+    weighted_mean: Interval | None
+    """Weighted by what `weights` said, such as firing rates; None without weights."""
+
+
+def summarise(
+    values: Iterable[float | None],
+    *,
+    latents: Iterable[Hashable] | None = None,
+    weights: Iterable[float] | None = None,
+    level: float = LEVEL,
+) -> Summary:
+    """Return mean and median over latents, with intervals for a sample of latents from many.
+
+    Several rows of one latent (`latents` names them) count as one value, their mean. A latent none of whose rows has a value
+    is missing. `weights` has one number per row; a latent's weight is its rows' mean.
+    """
+    x = np.array([np.nan if value is None else value for value in values], np.float64)
+    names = list(range(len(x))) if latents is None else list(latents)
+    w = np.ones(len(x)) if weights is None else np.fromiter(weights, np.float64)
+    if not len(x) == len(names) == len(w):
+        raise ValueError(f"{len(x)} values, {len(names)} latents and {len(w)} weights were given; expected equally many")
+    where: dict[Hashable, int] = {}
+    index = np.array([where.setdefault(name, len(where)) for name in names], np.int64)
+    known = np.isfinite(x)
+    count = np.bincount(index[known], minlength=len(where))
+    has = count > 0
+    collapsed = np.bincount(index[known], weights=x[known], minlength=len(where))[has] / count[has]
+    weight = np.bincount(index[known], weights=w[known], minlength=len(where))[has] / count[has]
+    return Summary(
+        num_latents=int(has.sum()),
+        num_missing=int((~has).sum()),
+        mean=mean_t(collapsed, level=level) if len(collapsed) else None,
+        median=median_order(collapsed, level=level) if len(collapsed) else None,
+        weighted_mean=mean_t(collapsed, weights=weight, level=level) if weights is not None and weight.sum() > 0 else None,
+    )
+
+
+def mean_t(values: Sequence[float] | np.ndarray, *, weights: np.ndarray | None = None, level: float = LEVEL) -> Interval:
+    """Return the (weighted) mean of independent values with its t interval; limits are NaN for a single value."""
+    x = np.asarray(values, np.float64)
+    w = np.ones(len(x)) if weights is None else np.asarray(weights, np.float64)
+    n = int(np.count_nonzero(w))
+    mean = float((w * x).sum() / w.sum())
+    method = "t" if weights is None else "t_weighted"
+    if n < 2:
+        return Interval(value=mean, low=math.nan, high=math.nan, method=method)
+    error = math.sqrt(n / (n - 1) * float(np.square(w * (x - mean)).sum())) / float(w.sum())
+    # A few heavy latents carry a weighted mean, so the degrees of freedom are theirs.
+    effective = float(w.sum()) ** 2 / float(np.square(w).sum())
+    half = float(stdtrit(max(effective - 1, 1.0), 0.5 + level / 2)) * error
+    return Interval(value=mean, low=mean - half, high=mean + half, method=method)
+
+
+def median_order(values: Sequence[float] | np.ndarray, *, level: float = LEVEL) -> Interval:
+    """Return the median with the narrowest symmetric order-statistic interval of at least `level`.
+
+    Limits are NaN when there are too few values (fewer than 6 at 0.95).
+    """
+    x = np.sort(np.asarray(values, np.float64))
+    n, value = len(x), float(np.median(values))
+    # The interval from the (k+1)-th smallest to the (k+1)-th largest misses with probability 2 Pr(Binomial(n, 1/2) <= k).
+    k = -1
+    while 2 * float(bdtr(k + 1, n, 0.5)) <= 1 - level:
+        k += 1
+    if k < 0:
+        return Interval(value=value, low=math.nan, high=math.nan, method="order_statistic")
+    return Interval(value=value, low=float(x[k]), high=float(x[n - 1 - k]), method="order_statistic")
