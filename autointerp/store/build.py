@@ -1,0 +1,296 @@
+"""The steps of a build that are on disk: its state, what is merged, and cleaning up."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import pyarrow as pa
+
+from autointerp import __version__
+from autointerp.config import Config
+from autointerp.errors import ConfigError, IdentityError, InputError, StoreError
+from autointerp.files import TEMPORARY_PREFIX, read_json, write_json
+from autointerp.store.corpus import documents_schema
+from autointerp.store.latents import LATENTS
+from autointerp.store.layout import (
+    BUILDING,
+    LOCK_NAME,
+    MANIFEST,
+    STATE,
+    TOKENIZER,
+    FileEntry,
+    activations_part,
+    check_coder_names,
+    coder_file,
+    documents_part,
+    file_entry,
+    latents_file,
+    merged_marker,
+    merged_part,
+    run_folder,
+    tokens_part,
+)
+from autointerp.store.manifest import (
+    CoderExtent,
+    CoderRecord,
+    Identity,
+    Manifest,
+    check_coder_identity,
+    check_identity,
+    coder_id_of,
+    read_coder,
+    read_manifest,
+)
+from autointerp.store.merge import BYTES_PER_MERGED, MIN_RANGE_ROWS, MergeOptions, SpilledCoder, merge_parts
+from autointerp.store.parquet import iterate_tables, parquet_sink
+from autointerp.store.runs import Run, contexts_in_run
+
+_UNKNOWN_L0 = 64.0
+_MAX_RUN_POSITIONS = (1 << 31) - 1
+
+
+class BuildState(Config):
+    """What was settled when a build began; a resumed one reads it and changes nothing."""
+
+    made_from: Identity
+    """Identity of the store; its tokens digest is known when all are stored, or given."""
+    coders: dict[str, CoderRecord]
+    """The coders whose activations are wanted."""
+    contexts_per_run: int
+    """Contexts in a full run."""
+    memory_budget_bytes: int
+    """Memory for buffers and merges."""
+    row_group_rows: int
+    """Activations in a row group."""
+    part_rows: int
+    """Activations in a part."""
+    document_columns: dict[str, str]
+    """Types of the kept columns."""
+    provenance: dict[str, Any]
+    """As the caller gave it."""
+    adds_coders: bool = False
+    """Whether the store was finished before and holds the corpus."""
+
+    @classmethod
+    def plan(
+        cls,
+        *,
+        identity: Identity,
+        coders: Mapping[str, CoderRecord],
+        l0: Mapping[str, float],
+        contexts_per_run: int | None,
+        memory_budget_bytes: int,
+        **rest: Any,
+    ) -> Self:
+        """Return the state of a new build.
+
+        Raises: InputError for names that cannot be folders; ConfigError for settings out of range.
+        """
+        if not coders:
+            raise InputError("a store needs at least one coder and none was given")
+        check_coder_names(list(coders))
+        documents_schema(rest["document_columns"])
+        if contexts_per_run is None:
+            total = sum(l0.get(name) or record.k or _UNKNOWN_L0 for name, record in coders.items())
+            contexts_per_run = contexts_in_run(memory_budget_bytes, ctx_len=identity.ctx_len, l0=total)
+        if not 1 <= contexts_per_run or contexts_per_run * identity.ctx_len > _MAX_RUN_POSITIONS:
+            raise ConfigError(
+                f"a run of {contexts_per_run} contexts of {identity.ctx_len} tokens cannot be spilled; "
+                f"expected 1 to {_MAX_RUN_POSITIONS // identity.ctx_len} contexts"
+            )
+        return cls(
+            made_from=identity,
+            coders=dict(sorted(coders.items())),
+            contexts_per_run=contexts_per_run,
+            memory_budget_bytes=memory_budget_bytes,
+            **rest,
+        )
+
+    def check(self, wanted: BuildState, path: Path) -> None:
+        """Compare a build under way with what is wanted now.
+
+        Raises: IdentityError when it was started with other inputs.
+        """
+        check_identity(self.made_from, wanted.made_from, where=path)
+        if not self.adds_coders and self.document_columns != wanted.document_columns:
+            raise IdentityError(
+                f"{path} was started with kept columns {self.document_columns} and {wanted.document_columns} are wanted now; "
+                "use the former, or another folder"
+            )
+        if list(self.coders) != list(wanted.coders):
+            raise IdentityError(
+                f"{path} is unfinished with the coders {', '.join(self.coders)}, and {', '.join(wanted.coders)} are wanted; "
+                "finish it with the former, then add coders"
+            )
+        for name, record in self.coders.items():
+            check_coder_identity(record, wanted.coders[name], coder=name, where=path)
+
+    def check_corpus(self, path: Path, corpus: Corpus, manifest: Manifest | None) -> None:
+        """Compare the digest of the tokens that were stored with the one that was named.
+
+        Raises: IdentityError.
+        """
+        named = manifest.identity.tokens_digest if manifest is not None else self.made_from.tokens_digest
+        if named not in (None, corpus.tokens_digest):
+            raise IdentityError(
+                f"{path} was started for tokens of digest {named} and those stored have {corpus.tokens_digest}; "
+                "the corpus changed: build again in another folder"
+            )
+
+    def all_provenance(self, before: Manifest | None, *, num_runs: int) -> dict[str, Any]:
+        """Return how the store was made, this build appended."""
+        build = {
+            **self.provenance,
+            "autointerp": __version__,
+            "pyarrow": pa.__version__,
+            "num_runs": num_runs,
+            "memory_budget_bytes": self.memory_budget_bytes,
+        }
+        if before is None:
+            return build
+        added = [*before.provenance.get("added", []), {"coders": list(self.coders), **build}]
+        return {**before.provenance, "added": added}
+
+
+class Corpus(Config):
+    """The extent of the whole corpus; its file says that every run is committed."""
+
+    num_contexts: int
+    """Contexts stored."""
+    num_tokens: int
+    """Tokens in them."""
+    num_documents: int
+    """Documents they come from."""
+    tokens_digest: str
+    """Digest of the token ids in order."""
+
+
+class MergedCoder(Config):
+    """What a merged coder came to: the content of its marker."""
+
+    extent: CoderExtent
+    """How much is there."""
+    files: dict[str, FileEntry]
+    """Its files, by path within the store."""
+
+
+def open_build(path: Path, wanted: BuildState) -> tuple[BuildState | None, Manifest | None]:
+    """Return the state to build with (None: nothing is left to do) and the manifest of a store that was finished before.
+
+    Raises: IdentityError when what is there was made from other inputs; StoreError when it is no store.
+    """
+    manifest = read_manifest(path) if (path / MANIFEST).exists() else None
+    state = BuildState.parse(read_json(path / STATE), where=str(path / STATE)) if (path / STATE).exists() else None
+    if manifest is None and state is None:
+        for folder in ("tokens", "documents", "coders"):
+            if (path / folder).exists():
+                raise StoreError(f"{path} holds a folder {folder!r} and no store, finished or begun; use another folder")
+        return _begin(path, wanted), None
+    if manifest is None:
+        assert state is not None
+        state.check(wanted, path)
+        return state, None
+    check_identity(manifest.identity, wanted.made_from, where=path)
+    for name in set(manifest.extent.coders) & set(wanted.coders):
+        check_coder_identity(read_coder(path, name), wanted.coders[name], coder=name, where=path)
+    missing = {name: record for name, record in wanted.coders.items() if name not in manifest.extent.coders}
+    if state is not None and not set(state.coders) <= set(manifest.extent.coders):
+        state.check(wanted.model_copy(update={"coders": missing}), path)
+        return state, manifest
+    if not missing:
+        return None, manifest
+    check_coder_names([*manifest.extent.coders, *missing])
+    return _begin(path, wanted.model_copy(update={"coders": missing, "adds_coders": True})), manifest
+
+
+def _begin(path: Path, state: BuildState) -> BuildState:
+    # A build that was finished and not quite cleaned up must not lend this one its markers; its state goes first.
+    (path / STATE).unlink(missing_ok=True)
+    remove_building(path, keep_lock=True)
+    write_json(path / STATE, state.model_dump(mode="json"))
+    return state
+
+
+def clean(path: Path) -> None:
+    """Remove what killed processes left half-written; only for the process that holds the lock."""
+    for file in path.rglob(f"{TEMPORARY_PREFIX}*"):
+        file.unlink(missing_ok=True)
+
+
+def remove_building(path: Path, *, keep_lock: bool = False) -> None:
+    """Remove what is needed only while a store is being built."""
+    folder = path / BUILDING
+    for child in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if child.is_dir():
+            shutil.rmtree(child)
+        elif child.name != LOCK_NAME:
+            child.unlink()
+    if not keep_lock and folder.is_dir():
+        (folder / LOCK_NAME).unlink(missing_ok=True)
+        folder.rmdir()
+
+
+def merge_coder(
+    path: Path,
+    coder: str,
+    record: CoderRecord,
+    *,
+    runs: list[Run],
+    state: BuildState,
+    corpus: Corpus,
+    store_id: str,
+) -> MergedCoder:
+    """Merge a coder's runs where that is not done, then delete them; return what it came to."""
+    marker = path / merged_marker(coder)
+    if not marker.exists():
+        ctx_len = state.made_from.ctx_len
+        spilled = SpilledCoder(path, coder, runs, width=record.width, ctx_len=ctx_len)
+        options = MergeOptions(
+            ctx_len=ctx_len,
+            num_tokens=corpus.num_tokens,
+            range_rows=max(MIN_RANGE_ROWS, state.memory_budget_bytes // BYTES_PER_MERGED),
+            row_group_rows=state.row_group_rows,
+            part_rows=state.part_rows,
+        )
+        parts = merge_parts(path, coder, spilled, options)
+        files = {activations_part(coder, part): entry for part, entry in enumerate(parts)}
+        files[latents_file(coder)] = _join_latents(path, coder, num_parts=len(parts))
+        coder_id = coder_id_of(store_id, record)
+        write_json(path / coder_file(coder), {"coder_id": coder_id, **record.model_dump(mode="json")})
+        files[coder_file(coder)] = file_entry(path / coder_file(coder))
+        extent = CoderExtent(
+            coder_id=coder_id,
+            width=record.width,
+            num_activations=int(spilled.counts.sum()),
+            num_parts=len(parts),
+            dtype=spilled.dtype.name,
+        )
+        write_json(marker, MergedCoder(extent=extent, files=files).model_dump(mode="json"))
+    shutil.rmtree(path / run_folder(coder), ignore_errors=True)
+    return MergedCoder.parse(read_json(marker), where=str(marker))
+
+
+def _join_latents(path: Path, coder: str, *, num_parts: int) -> FileEntry:
+    with parquet_sink(path / latents_file(coder), LATENTS, statistics=True) as sink:
+        for part in range(num_parts):
+            for table in iterate_tables(path / merged_part(coder, part)):
+                sink.add(table.replace_schema_metadata(sink.schema.metadata))
+    assert sink.entry is not None
+    return sink.entry
+
+
+def corpus_files(path: Path, runs: list[Run]) -> dict[str, FileEntry]:
+    """Return the files of tokenizer, tokens and documents of a new store."""
+    files = {}
+    for run in runs:
+        assert run.tokens is not None and run.documents is not None
+        files[tokens_part(run.run)] = run.tokens
+        files[documents_part(run.run)] = run.documents
+    folder = path / TOKENIZER
+    for file in sorted(folder.rglob("*")) if folder.is_dir() else ():
+        if file.is_file():
+            files[file.relative_to(path).as_posix()] = file_entry(file)
+    return files

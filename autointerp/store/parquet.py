@@ -1,0 +1,129 @@
+"""Parquet files of a store: written in row groups under a temporary name, read with their damage told in one sentence.
+
+Pages carry a checksum, so that a flipped bit is an error where it is read and never another number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from autointerp.errors import StoreError
+from autointerp.files import committed
+from autointerp.store.layout import SCHEMA_VERSION, FileEntry, file_entry
+
+_KEY = b"autointerp.store.schema"
+
+ACTIVATION_ENCODING = {"latent": "DELTA_BINARY_PACKED", "position": "DELTA_BINARY_PACKED", "activation": "BYTE_STREAM_SPLIT"}
+"""By measurement: 2.7 bytes per activation, 4.8 with parquet's defaults."""
+
+
+class ParquetSink:
+    """A parquet file being written; each table added is one row group."""
+
+    def __init__(self, writer: Any, schema: pa.Schema) -> None:
+        self._writer = writer
+        self.schema = schema
+        """What added tables must have."""
+        self.num_rows = 0
+        self.entry: FileEntry | None = None
+        """The committed file; None before that, and where no digest was asked for."""
+
+    def add(self, table: pa.Table) -> None:
+        """Append a table as one row group."""
+        if table.num_rows:
+            self._writer.write_table(table, row_group_size=table.num_rows)
+            self.num_rows += table.num_rows
+
+
+@contextmanager
+def parquet_sink(
+    path: Path,
+    schema: pa.Schema,
+    *,
+    encoding: Mapping[str, str] | None = None,
+    statistics: list[str] | bool = False,
+    with_digest: bool = True,
+) -> Iterator[ParquetSink]:
+    """Yield a sink; on success `path` is committed and ``sink.entry`` says what it is, else nothing is left.
+
+    Equal tables give equal bytes. Raises: ResourceError when the disk is full.
+    """
+    schema = schema.with_metadata({**(schema.metadata or {}), _KEY: str(SCHEMA_VERSION).encode()})
+    with committed(path) as temporary:
+        with pq.ParquetWriter(
+            temporary,
+            schema,
+            compression="zstd",
+            use_dictionary=not encoding,
+            column_encoding=dict(encoding) if encoding else None,
+            write_statistics=statistics,
+            write_page_checksum=True,
+        ) as writer:
+            sink = ParquetSink(writer, schema)
+            yield sink
+        entry = file_entry(temporary, num_rows=sink.num_rows) if with_digest else None
+    sink.entry = entry
+
+
+def write_table(path: Path, table: pa.Table, *, row_group_rows: int = 1 << 20) -> FileEntry:
+    """Commit a whole table and return its record."""
+    with parquet_sink(path, table.schema) as sink:
+        for start in range(0, table.num_rows, row_group_rows):
+            sink.add(table.slice(start, row_group_rows).replace_schema_metadata(sink.schema.metadata))
+    assert sink.entry is not None
+    return sink.entry
+
+
+@contextmanager
+def damage_told(path: Path) -> Iterator[None]:
+    """Turn what pyarrow raises over a missing or damaged file into one sentence.
+
+    Raises: StoreError.
+    """
+    try:
+        yield
+    except FileNotFoundError:
+        raise StoreError(f"{path} is missing from the store; restore it, or build the store again") from None
+    except (pa.ArrowException, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise StoreError(f"{path} cannot be read ({reason}); it is damaged or truncated, restore it or build again") from error
+
+
+@contextmanager
+def open_parquet(path: Path) -> Iterator[Any]:
+    """Yield a ``pyarrow.parquet.ParquetFile``.
+
+    Raises: StoreError when it is missing or damaged, there or while it is read.
+    """
+    with damage_told(path), parquet_file(path) as file:
+        yield file
+
+
+def parquet_file(path: Path) -> Any:
+    """Open one file. Not a dataset: a folder named ``coder=NAME`` must not become a column."""
+    return pq.ParquetFile(path, page_checksum_verification=True, pre_buffer=False)
+
+
+def read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
+    """Return a whole file.
+
+    Raises: StoreError when it is missing or damaged.
+    """
+    with open_parquet(path) as file:
+        return file.read(columns=columns, use_threads=False)
+
+
+def iterate_tables(path: Path, columns: list[str] | None = None) -> Iterator[pa.Table]:
+    """Yield a file row group by row group.
+
+    Raises: StoreError when it is missing or damaged.
+    """
+    with open_parquet(path) as file:
+        for group in range(file.num_row_groups):
+            yield file.read_row_group(group, columns=columns, use_threads=False)

@@ -1,0 +1,377 @@
+"""Reading a finished store: the corpus as flat arrays, and the activations of one latent at a time.
+
+A latent is found by ``latents.parquet``: the row groups that hold it are read, and nothing else. Safe to share between threads.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from autointerp.errors import InputError, StoreError, nearest
+from autointerp.store.latents import NUM_HASHES
+from autointerp.store.layout import VOCABULARY, activations_part, latents_file
+from autointerp.store.manifest import CoderRecord, Manifest, read_coder, read_manifest
+from autointerp.store.parquet import damage_told, iterate_tables, parquet_file, read_table
+from autointerp.store.vocab import StoreVocabulary
+
+MAX_IDLE_FILES = 16
+"""Open files kept for the next reader; as many more may be in use as there are threads."""
+
+
+def open_store(path: Path | str) -> Store:
+    """Open a finished store.
+
+    Raises: StoreError when there is none, or it is unfinished, damaged or of a newer release.
+    """
+    path = Path(path)
+    return Store(path, read_manifest(path))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentTable:
+    """Runs of one document inside one context, sorted by start; S segments."""
+
+    document: np.ndarray
+    """int64 [S], document id."""
+    start: np.ndarray
+    """int64 [S], position of the first token."""
+    stop: np.ndarray
+    """int64 [S], position after the last token."""
+
+    def __len__(self) -> int:
+        return len(self.start)
+
+
+class Store:
+    """A finished store; made by :func:`open_store`."""
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        self.path = path
+        self.manifest = manifest
+        self._files = _FilePool()
+        self._lock = threading.Lock()
+        self._coders: dict[str, CoderReader] = {}
+        self._loaded: _Corpus | None = None
+        self._vocabulary: StoreVocabulary | None = None
+
+    @property
+    def store_id(self) -> str:
+        """Digest of what the store was made from."""
+        return self.manifest.store_id
+
+    @property
+    def ctx_len(self) -> int:
+        """Tokens in a full context; position = context * ctx_len + offset."""
+        return self.manifest.identity.ctx_len
+
+    @property
+    def num_tokens(self) -> int:
+        """Corpus tokens."""
+        return self.manifest.extent.num_tokens
+
+    @property
+    def num_contexts(self) -> int:
+        """Contexts, of which some may be shorter than `ctx_len`."""
+        return self.manifest.extent.num_contexts
+
+    @property
+    def coder_names(self) -> list[str]:
+        """Names of the coders, sorted."""
+        return sorted(self.manifest.extent.coders)
+
+    @property
+    def tokens(self) -> np.ndarray:
+        """uint32 [num_contexts * ctx_len], token id at each position; 0 after the end of a short context. Read-only."""
+        return self._corpus.tokens
+
+    @property
+    def context_lengths(self) -> np.ndarray:
+        """int32 [num_contexts], tokens in each context. Read-only."""
+        return self._corpus.lengths
+
+    @property
+    def segments(self) -> SegmentTable:
+        """Where each document lies. Read-only."""
+        return self._corpus.segments
+
+    @property
+    def _corpus(self) -> _Corpus:
+        with self._lock:
+            if self._loaded is None:
+                self._loaded = _read_corpus(
+                    self._parts("tokens/"), num_contexts=self.num_contexts, ctx_len=self.ctx_len, where=self.path
+                )
+            return self._loaded
+
+    def _parts(self, prefix: str) -> list[Path]:
+        return [self.path / name for name in sorted(self.manifest.files) if name.startswith(prefix)]
+
+    def documents(self) -> pa.Table:
+        """Return the documents: ``document``, ``source_row`` and the kept columns, in order of id."""
+        return pa.concat_tables([read_table(path).replace_schema_metadata() for path in self._parts("documents/")])
+
+    @property
+    def vocabulary(self) -> StoreVocabulary:
+        """Renders token ids as text."""
+        with self._lock:
+            if self._vocabulary is None:
+                self._vocabulary = StoreVocabulary.read(self.path / VOCABULARY)
+            return self._vocabulary
+
+    def coder(self, name: str) -> CoderReader:
+        """Return the reader of one coder.
+
+        Raises: InputError when the store has none of that name.
+        """
+        if name not in self.manifest.extent.coders:
+            raise InputError(f"{self.path} has no coder {name!r}; {nearest(name, self.coder_names)}")
+        with self._lock:
+            if name not in self._coders:
+                self._coders[name] = CoderReader(self, name)
+            return self._coders[name]
+
+    def close(self) -> None:
+        """Close the files kept open; the store can still be read."""
+        self._files.close()
+
+
+class CoderReader:
+    """The activations of one coder; made by :meth:`Store.coder`. Safe to share between threads."""
+
+    def __init__(self, store: Store, name: str) -> None:
+        self.name = name
+        self.record: CoderRecord = read_coder(store.path, name)
+        """What is known of the coder."""
+        self._path = store.path
+        self._extent = store.manifest.extent.coders[name]
+        self._files = store._files
+        self._lock = threading.Lock()
+        self._latents: dict[str, np.ndarray] | None = None
+
+    @property
+    def width(self) -> int:
+        """Number of latents."""
+        return self._extent.width
+
+    @property
+    def coder_id(self) -> str:
+        """Digest of the store and the coder."""
+        return self._extent.coder_id
+
+    @property
+    def num_activations(self) -> int:
+        """Activations of all latents."""
+        return self._extent.num_activations
+
+    @property
+    def latents(self) -> Mapping[str, np.ndarray]:
+        """Columns of ``latents.parquet`` by name, one entry per latent; ``minhash`` is uint32 [width, 16].
+
+        ``max``, ``min``, ``mean`` and quantiles are NaN for latents that never fire. Read-only.
+        """
+        with self._lock:
+            if self._latents is None:
+                self._latents = _read_latents(self._path / latents_file(self.name), width=self.width)
+            return self._latents
+
+    def activations(self, latent: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return (positions int64, values float32) of one latent, sorted by position; both empty when it never fires.
+
+        Raises: InputError when the latent is beyond the width; StoreError when a file is missing or damaged.
+        """
+        part, first, num_groups, offset, count = self._find(latent)
+        if not count:
+            return np.zeros(0, np.int64), np.zeros(0, np.float32)
+        path = self._path / activations_part(self.name, part)
+        with self._files.open(path) as file:
+            table = file.handle.read_row_groups(
+                list(range(first, first + num_groups)), columns=["position", "activation"], use_threads=False
+            )
+            start = offset - int(file.group_starts[first])
+        if start < 0 or start + count > table.num_rows:
+            raise StoreError(f"{path} does not belong to {self._path / latents_file(self.name)}; restore both together")
+        return _slice(table, start, count)
+
+    def sweep(self, latents: Iterable[int] | None = None) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        """Yield (latent, positions, values) in ascending order of latent (None: all that fire), decoding nothing twice."""
+        if latents is None:
+            wanted = np.flatnonzero(self.latents["count"]).tolist()
+        else:
+            wanted = sorted({int(latent) for latent in latents})
+        held: _Held | None = None
+        for latent in wanted:
+            part, first, num_groups, offset, count = self._find(latent)
+            if not count:
+                yield latent, np.zeros(0, np.int64), np.zeros(0, np.float32)
+                continue
+            path = self._path / activations_part(self.name, part)
+            with self._files.open(path) as file:
+                if held is None or held.part != part:
+                    held = _Held(part=part, low=first, high=first, table=None)
+                held.advance(file.handle, first, first + num_groups)
+                start = offset - int(file.group_starts[first])
+            assert held.table is not None
+            yield latent, *_slice(held.table, start, count)
+
+    def _find(self, latent: int) -> tuple[int, int, int, int, int]:
+        if not 0 <= latent < self.width:
+            raise InputError(
+                f"coder {self.name!r} has no latent {latent}: its width is {self.width}, so they go from 0 to {self.width - 1}"
+            )
+        columns = self.latents
+        part, first, num_groups, offset, count = (
+            int(columns[name][latent]) for name in ("part", "row_group", "num_row_groups", "row_offset", "count")
+        )
+        return part, first, num_groups, offset, count
+
+
+@dataclass(kw_only=True)
+class _Held:
+    """Row groups low..high-1 of a part, decoded."""
+
+    part: int
+    low: int
+    high: int
+    table: pa.Table | None
+
+    def advance(self, handle: Any, low: int, high: int) -> None:
+        """Drop row groups before `low` and read those up to `high`."""
+        columns = ["position", "activation"]
+        if self.table is None or low >= self.high:
+            self.table = handle.read_row_groups(list(range(low, high)), columns=columns, use_threads=False)
+        else:
+            dropped = sum(handle.metadata.row_group(group).num_rows for group in range(self.low, low))
+            pieces = [self.table.slice(dropped)]
+            if high > self.high:
+                pieces.append(handle.read_row_groups(list(range(self.high, high)), columns=columns, use_threads=False))
+            self.table = pa.concat_tables(pieces)
+        self.low, self.high = low, max(high, self.high) if low < self.high else high
+
+
+def _slice(table: pa.Table, start: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+    table = table.slice(start, count)
+    # Copies: a view of one latent would keep whole row groups in memory.
+    positions = np.array(table["position"].to_numpy(), dtype=np.int64)
+    values = np.array(table["activation"].to_numpy(), dtype=np.float32)
+    return positions, values
+
+
+def _read_latents(path: Path, *, width: int) -> dict[str, np.ndarray]:
+    table = read_table(path)
+    if table.num_rows != width:
+        raise StoreError(f"{path} has {table.num_rows} latents and the manifest says {width}; restore both together")
+    columns = {}
+    for name in table.column_names:
+        column = table[name].combine_chunks()
+        if pa.types.is_fixed_size_list(column.type):
+            columns[name] = np.array(column.flatten()).reshape(width, NUM_HASHES)
+        else:
+            columns[name] = np.array(column.to_numpy(zero_copy_only=False))
+        columns[name].flags.writeable = False
+    return columns
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Corpus:
+    tokens: np.ndarray
+    lengths: np.ndarray
+    segments: SegmentTable
+
+
+def _read_corpus(paths: list[Path], *, num_contexts: int, ctx_len: int, where: Path) -> _Corpus:
+    tokens = np.zeros(num_contexts * ctx_len, np.uint32)
+    lengths = np.zeros(num_contexts, np.int32)
+    blocks: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    context = 0
+    for path in paths:
+        with damage_told(path):
+            for table in iterate_tables(path, ["tokens", "documents", "starts"]):
+                sizes, ids = _ragged(table["tokens"])
+                if context + len(sizes) > num_contexts or sizes.max(initial=0) > ctx_len:
+                    raise StoreError(f"{path} does not belong to the manifest of {where}; restore both together")
+                first = (context + np.arange(len(sizes), dtype=np.int64)) * ctx_len
+                row_of_token = np.repeat(first - (np.cumsum(sizes) - sizes), sizes)
+                tokens[row_of_token + np.arange(len(ids))] = ids
+                lengths[context : context + len(sizes)] = sizes
+                per_context, documents = _ragged(table["documents"])
+                _, offsets = _ragged(table["starts"])
+                starts = np.repeat(first, per_context) + offsets
+                # A segment ends where the next begins; the last of a context where the context does.
+                stops = np.append(starts[1:], 0)
+                stops[np.cumsum(per_context) - 1] = first + sizes
+                blocks.append((documents, starts, stops))
+                context += len(sizes)
+    if context != num_contexts:
+        raise StoreError(f"{where} has {context} contexts and its manifest says {num_contexts}; restore both together")
+    document, start, stop = (np.concatenate(column).astype(np.int64) for column in zip(*blocks, strict=True))
+    for array in (tokens, lengths, document, start, stop):
+        array.flags.writeable = False
+    return _Corpus(tokens=tokens, lengths=lengths, segments=SegmentTable(document=document, start=start, stop=stop))
+
+
+def _ragged(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
+    array = column.combine_chunks()
+    return np.diff(array.offsets.to_numpy()).astype(np.int64), array.flatten().to_numpy(zero_copy_only=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _OpenFile:
+    handle: Any
+    group_starts: np.ndarray
+    """int64, first row of each row group."""
+
+
+class _FilePool:
+    """Open parquet files. One reader uses a file at a time; idle ones are kept for the next, up to a bound."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._idle: OrderedDict[tuple[Path, int], _OpenFile] = OrderedDict()
+        self._number = 0
+
+    @contextmanager
+    def open(self, path: Path) -> Iterator[_OpenFile]:
+        with damage_told(path):
+            file = self._take(path) or _open(path)
+            try:
+                yield file
+            except BaseException:
+                file.handle.close(force=True)
+                raise
+            self._give(path, file)
+
+    def _take(self, path: Path) -> _OpenFile | None:
+        with self._lock:
+            for key in reversed(self._idle):
+                if key[0] == path:
+                    return self._idle.pop(key)
+        return None
+
+    def _give(self, path: Path, file: _OpenFile) -> None:
+        with self._lock:
+            self._number += 1
+            self._idle[path, self._number] = file
+            surplus = [self._idle.popitem(last=False)[1] for _ in range(len(self._idle) - MAX_IDLE_FILES)]
+        for old in surplus:
+            old.handle.close(force=True)
+
+    def close(self) -> None:
+        with self._lock:
+            idle, self._idle = self._idle, OrderedDict()
+        for file in idle.values():
+            file.handle.close(force=True)
+
+
+def _open(path: Path) -> _OpenFile:
+    handle = parquet_file(path)
+    rows = [handle.metadata.row_group(group).num_rows for group in range(handle.num_row_groups)]
+    return _OpenFile(handle=handle, group_starts=np.cumsum([0, *rows], dtype=np.int64))

@@ -1,0 +1,197 @@
+"""Runs: the activations of a fixed range of contexts, sorted and spilled to disk.
+
+A run is the unit of resume: its marker is written last. Its activations lie in one file per coder, or in several when they did
+not fit in the memory budget at once; each is sorted by (latent, position), with positions counted from the start of the run so
+that they fit in 32 bits. A file keeps float16 when none of its values leaves the normal range of float16, else float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from autointerp.config import Config
+from autointerp.errors import InputError, StoreError
+from autointerp.files import read_json
+from autointerp.store.layout import FileEntry, run_folder, run_marker
+from autointerp.store.parquet import ACTIVATION_ENCODING, parquet_sink
+
+BYTES_PER_ACTIVATION = 64
+"""Memory per buffered activation, at the worst moment: keys and values twice, their order, and as much again for what malloc,
+the parquet writer and the caller hold."""
+MAX_RUN_TOKENS = 1 << 20
+"""No run has more tokens, so that a killed job loses little."""
+MIN_BUFFER_ROWS = 1 << 10
+_ROW_GROUP_ROWS = 1 << 14
+_LOW = np.uint64(0xFFFFFFFF)
+_FLOAT16_MIN, _FLOAT16_MAX = 2.0**-14, 65504.0
+
+
+class RunFile(Config):
+    """One sorted file of a run."""
+
+    name: str
+    """File name in the coder's folder of runs."""
+    num_rows: int
+    """Activations in it."""
+    dtype: str
+    """``float16`` or ``float32``, of the values."""
+
+
+class Run(Config):
+    """A committed run: the content of its marker."""
+
+    run: int
+    """Number of the run."""
+    first_context: int
+    """The first context in it."""
+    num_contexts: int
+    """Contexts in it."""
+    num_tokens: int
+    """Tokens in them."""
+    num_documents: int
+    """Documents that begin in it."""
+    last_document: int
+    """Largest document id up to here, -1 where there is none."""
+    files: dict[str, list[RunFile]]
+    """Sorted files by coder."""
+    tokens: FileEntry | None = None
+    """The tokens part; None when a coder is added to tokens that were there before."""
+    documents: FileEntry | None = None
+    """The documents part; likewise."""
+
+
+def read_runs(path: Path) -> list[Run]:
+    """Return the committed runs of the store being written at `path`, in order."""
+    runs: list[Run] = []
+    while (marker := path / run_marker(len(runs))).exists():
+        runs.append(Run.parse(read_json(marker), where=str(marker)))
+    return runs
+
+
+def buffer_rows(memory_budget_bytes: int) -> int:
+    """Return how many activations may be held in memory at once."""
+    return max(MIN_BUFFER_ROWS, memory_budget_bytes // BYTES_PER_ACTIVATION)
+
+
+def contexts_in_run(memory_budget_bytes: int, *, ctx_len: int, l0: float) -> int:
+    """Return the contexts of a run whose activations, `l0` per token over all coders, fit in the budget."""
+    tokens = min(MAX_RUN_TOKENS, int(buffer_rows(memory_budget_bytes) / max(l0, 1.0)))
+    return max(1, tokens // ctx_len)
+
+
+def fits_float16(values: np.ndarray) -> bool:
+    """Return whether no value becomes zero, subnormal or infinite in float16."""
+    size = np.abs(values)
+    return not len(size) or bool(size.min() >= _FLOAT16_MIN and size.max() <= _FLOAT16_MAX)
+
+
+class RunBuffer:
+    """Activations of the run in progress; spills a coder's sorted file whenever the budget is reached."""
+
+    def __init__(self, path: Path, widths: Mapping[str, int], *, max_rows: int) -> None:
+        self._path = path
+        self._widths = dict(widths)
+        self._max_rows = max_rows
+        self._start()
+
+    def _start(self) -> None:
+        self._keys: dict[str, list[np.ndarray]] = {coder: [] for coder in self._widths}
+        self._values: dict[str, list[np.ndarray]] = {coder: [] for coder in self._widths}
+        self._rows = dict.fromkeys(self._widths, 0)
+        self._files: dict[str, list[RunFile]] = {coder: [] for coder in self._widths}
+
+    def add(self, coder: str, latents: Any, positions: np.ndarray, values: Any, *, run: int) -> None:
+        """Append activations; `positions` (int64) are counted from the start of the run and were checked.
+
+        Raises: InputError for a latent beyond the width or a value that is not finite.
+        """
+        latents, values = np.asarray(latents), np.array(values, np.float32)
+        if not len(latents):
+            return
+        width = self._widths[coder]
+        if latents.dtype.kind not in "iu" or latents.min() < 0 or latents.max() >= width:
+            raise InputError(
+                f"latents {latents.min()} to {latents.max()} were given for coder {coder!r}, which has width {width}; "
+                f"expected integers from 0 to {width - 1}"
+            )
+        finite = np.isfinite(values)
+        if not finite.all():
+            at = int(np.argmin(finite))
+            raise InputError(
+                f"coder {coder!r} gave the activation {values[at]} for latent {latents[at]}; only finite values can be stored: "
+                "check the coder's dtype and the subject's activations"
+            )
+        keys = latents.astype(np.uint64) << np.uint64(32) | positions.astype(np.uint64)
+        if not values.all():
+            keys, values = keys[values != 0], values[values != 0]
+        self._keys[coder].append(keys)
+        self._values[coder].append(values)
+        self._rows[coder] += len(keys)
+        while sum(self._rows.values()) > self._max_rows:
+            self._spill(max(self._rows, key=self._rows.__getitem__), run=run)
+
+    def close(self, *, run: int) -> dict[str, list[RunFile]]:
+        """Spill what is left; return the files of the run and start the next."""
+        for coder in self._widths:
+            self._spill(coder, run=run)
+        files = self._files
+        self._start()
+        return files
+
+    def _spill(self, coder: str, *, run: int) -> None:
+        if not self._rows[coder]:
+            return
+        keys = np.concatenate(self._keys[coder])
+        self._keys[coder] = []
+        values = np.concatenate(self._values[coder])
+        self._values[coder] = []
+        self._rows[coder] = 0
+        order = np.argsort(keys)
+        dtype = np.dtype(np.float16 if fits_float16(values) else np.float32)
+        name = f"run-{run:05d}-{len(self._files[coder]):03d}.parquet"
+        with parquet_sink(
+            self._path / run_folder(coder) / name, run_schema(dtype), encoding=ACTIVATION_ENCODING, with_digest=False
+        ) as sink:
+            last = None
+            for start in range(0, len(order), _ROW_GROUP_ROWS):
+                rows = order[start : start + _ROW_GROUP_ROWS]
+                sorted_keys = keys[rows]
+                if (sorted_keys[1:] == sorted_keys[:-1]).any() or sorted_keys[0] == last:
+                    raise InputError(f"coder {coder!r} gave two activations of one latent at one position; expected one")
+                last = sorted_keys[-1]
+                columns = [
+                    pa.array((sorted_keys >> np.uint64(32)).astype(np.uint32)),
+                    pa.array((sorted_keys & _LOW).astype(np.uint32)),
+                    pa.array(values[rows].astype(dtype)),
+                ]
+                sink.add(pa.Table.from_arrays(columns, schema=sink.schema))
+        self._files[coder].append(RunFile(name=name, num_rows=len(order), dtype=dtype.name))
+
+
+def run_schema(dtype: np.dtype[Any]) -> pa.Schema:
+    """Return the schema of a run's file."""
+    return pa.schema([("latent", pa.uint32()), ("position", pa.uint32()), ("activation", pa.from_numpy_dtype(dtype))])
+
+
+def remove_uncommitted(path: Path, coders: Mapping[str, Any], runs: list[Run]) -> None:
+    """Remove the files that a killed process spilled for a run it did not commit."""
+    for coder in coders:
+        kept = {file.name for run in runs for file in run.files.get(coder, ())}
+        folder = path / run_folder(coder)
+        for file in folder.glob("*.parquet") if folder.is_dir() else ():
+            if file.name not in kept:
+                file.unlink()
+
+
+def check_rows(path: Path, file: RunFile, num_rows: int) -> None:
+    """Compare the rows read from a run's file with its marker.
+
+    Raises: StoreError when they differ.
+    """
+    if num_rows != file.num_rows:
+        raise StoreError(f"{path} has {num_rows} activations its marker says {file.num_rows}; remove the store and build again")
