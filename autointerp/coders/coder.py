@@ -1,0 +1,156 @@
+"""The sparse coder: what it reads, how it encodes, how it decodes. Always float32, whatever comes in.
+
+Owns the equation that all formats share: x -> input rule -> minus b_dec or not -> linear -> activation, and back.
+Formats (one module each) decide the tensors and the rules; nothing here opens a file.
+"""
+
+# Shapes: N rows, D input width, E output width, L latents, M non-zeros.
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from autointerp.coders.activations import Activation, Acts
+from autointerp.errors import InputError
+
+CHUNK_BYTES = 8 << 20
+"""Pre-activations held at a time on a CPU, so that they stay in its cache; 64 times that on an accelerator."""
+MAX_CHUNK_BYTES = 256 << 20
+_MIN_ROWS = 256
+"""Rows below which a matrix product mostly waits for the weights; wide coders get so many, within MAX_CHUNK_BYTES."""
+_LATENTS_PER_CHUNK = 16_384
+
+
+@dataclass(frozen=True, kw_only=True)
+class CoderSpec:
+    """What is known of a coder besides its tensors."""
+
+    format: str
+    source: str
+    revision: str | None = None
+    digest: str
+    """Digest of the tensors as they are in the file."""
+    width: int
+    d_in: int
+    d_out: int
+    activation: str
+    k: int | None = None
+    hookpoint: str | None = None
+    """``MODULE.PATH@in|@out`` as published (resolved against the subject later), or None when the files do not say."""
+    target: str | None = None
+    """Hookpoint that a transcoder predicts; None for an SAE."""
+    is_transcoder: bool = False
+    reading: Mapping[str, Any] = field(default_factory=dict)
+    """Rules that change the activations (``subtract_b_dec``, ``signed``, ``input``), as JSON values: part of the identity."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Coder:
+    """A sparse coder on one hookpoint."""
+
+    spec: CoderSpec
+    encoder_LD: Tensor
+    encoder_bias_L: Tensor
+    decoder_LE: Tensor
+    decoder_bias_E: Tensor
+    activation: Activation
+    skip_ED: Tensor | None = None
+    """Added to the output as ``x @ skip.T``, with x as it came in."""
+    subtract_decoder_bias: bool = False
+    input_rule: Literal["raw", "rms"] = "raw"
+    """``rms``: each row is divided by its root mean square first, without any gain."""
+    rms_eps: float = 1e-6
+
+    @property
+    def device(self) -> torch.device:
+        return self.encoder_LD.device
+
+    def to(self, device: str | torch.device) -> Coder:
+        """Return the coder with its tensors on `device`; itself when they are there."""
+        target = torch.device(device)
+        if target == self.device:
+            return self
+        return replace(
+            self,
+            encoder_LD=self.encoder_LD.to(target),
+            encoder_bias_L=self.encoder_bias_L.to(target),
+            decoder_LE=self.decoder_LE.to(target),
+            decoder_bias_E=self.decoder_bias_E.to(target),
+            activation=self.activation.to(target),
+            skip_ED=None if self.skip_ED is None else self.skip_ED.to(target),
+        )
+
+    @torch.no_grad()
+    def encode(self, x_ND: Tensor, /) -> Acts:
+        """Return the non-zero activations of each row; `x_ND` of any floating type.
+
+        Raises: InputError when the rows are not `spec.d_in` wide.
+        """
+        chunks = list(self.encode_chunks(x_ND))
+        if len(chunks) == 1:
+            return chunks[0]
+        empty = torch.zeros(0, dtype=torch.int64, device=self.device)
+        return Acts(
+            rows=torch.cat([acts.rows for acts in chunks]) if chunks else empty,
+            latents=torch.cat([acts.latents for acts in chunks]) if chunks else empty,
+            values=torch.cat([acts.values for acts in chunks]) if chunks else empty.float(),
+        )
+
+    @torch.no_grad()
+    def encode_chunks(self, x_ND: Tensor, /) -> Iterator[Acts]:
+        """Yield :meth:`encode` in pieces bounded by memory: of rows where the rule needs all latents, else also of latents."""
+        if x_ND.ndim != 2 or x_ND.shape[1] != self.spec.d_in:
+            raise InputError(
+                f"coder {self.spec.source} reads vectors of width {self.spec.d_in} and was given {tuple(x_ND.shape)}; "
+                "name the hookpoint it was trained on"
+            )
+        width = self.spec.width
+        latents = width if self.activation.needs_all_latents else min(width, _LATENTS_PER_CHUNK)
+        fitting = CHUNK_BYTES * (1 if self.device.type == "cpu" else 64) // (4 * latents)
+        rows = max(1, fitting, min(_MIN_ROWS, MAX_CHUNK_BYTES // (4 * latents)))
+        for first_row in range(0, len(x_ND), rows):
+            ready_ND = self._ready(x_ND[first_row : first_row + rows])
+            for first in range(0, width, latents):
+                stop = min(first + latents, width)
+                pre_NL = F.linear(ready_ND, self.encoder_LD[first:stop], self.encoder_bias_L[first:stop])
+                acts = self.activation.apply(pre_NL, first)
+                yield Acts(rows=acts.rows + first_row, latents=acts.latents, values=acts.values) if first_row else acts
+
+    def encode_dense(self, x_ND: Tensor, /) -> Tensor:
+        """Return float32 [N, L], zeros included: for a few rows at a time."""
+        acts = self.encode(x_ND)
+        dense = torch.zeros(len(x_ND), self.spec.width, device=self.device)
+        dense[acts.rows, acts.latents] = acts.values
+        return dense
+
+    @torch.no_grad()
+    def decode(self, acts: Acts, x_ND: Tensor, /) -> Tensor:
+        """Return the reconstruction (for a transcoder: the prediction) float32 [N, E]; `x_ND` as given to :meth:`encode`."""
+        out_NE = self.decoder_bias_E.repeat(len(x_ND), 1)
+        step = max(1, CHUNK_BYTES // (4 * self.spec.d_out))
+        for start in range(0, len(acts), step):
+            part = slice(start, start + step)
+            out_NE.index_add_(0, acts.rows[part], self.decoder_LE[acts.latents[part]] * acts.values[part, None])
+        if self.skip_ED is not None:
+            out_NE += x_ND.to(self.device, torch.float32) @ self.skip_ED.T
+        return out_NE
+
+    def decoder_rows(self) -> Tensor:
+        """Return float32 [L, E], what each latent writes."""
+        return self.decoder_LE
+
+    def describe(self) -> dict[str, Any]:
+        """Return the spec and whether there is a skip connection, as JSON values."""
+        return asdict(self.spec) | {"reading": dict(self.spec.reading), "has_skip": self.skip_ED is not None}
+
+    def _ready(self, x_ND: Tensor) -> Tensor:
+        ready = x_ND.to(self.device, torch.float32)
+        if self.input_rule == "rms":
+            ready = ready * torch.rsqrt(ready.pow(2).mean(dim=1, keepdim=True) + self.rms_eps)
+        return ready - self.decoder_bias_E if self.subtract_decoder_bias else ready

@@ -1,0 +1,312 @@
+"""The subject: the language model being interpreted, its tokenizer, its weights' digest and its hookpoints.
+
+Hookpoints are ``MODULE.PATH@in`` or ``@out`` of the whole causal model; published names are relative to some part of it and are
+resolved here. The forward pass itself is in `subject.hooks`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from autointerp.coders.tensors import digest_safetensors, digest_tensors
+from autointerp.digest import digest, digest_file
+from autointerp.errors import ConfigError, InputError, ResourceError, nearest
+from autointerp.subject.hooks import read_hookpoints
+
+Quantization = Literal["8bit", "4bit"]
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_PREFIXES = ("model.", "model.language_model.", "language_model.", "transformer.", "gpt_neox.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """A loaded subject."""
+
+    model: nn.Module
+    tokenizer: Any
+    name: str
+    revision: str | None
+    weights_digest: str
+    quantization: Quantization | None
+    dtype: str
+
+    @property
+    def bos_id(self) -> int | None:
+        """The token prepended to every context, or None when the tokenizer has none."""
+        return None if self.tokenizer.bos_token_id is None else int(self.tokenizer.bos_token_id)
+
+    @property
+    def num_embeddings(self) -> int:
+        """Rows of the embedding table: token ids lie below this."""
+        return len(self._embeddings)
+
+    @property
+    def _embeddings(self) -> torch.Tensor:
+        model: Any = self.model
+        weight: torch.Tensor = model.get_input_embeddings().weight
+        return weight
+
+    @property
+    def device(self) -> torch.device:
+        """Where token ids go."""
+        device = self._embeddings.device
+        return device if device.type != "meta" else torch.device("cuda")
+
+    @property
+    def max_context(self) -> int | None:
+        """Most tokens the model has positions for, BOS included, or None when it does not say."""
+        config: Any = self.model.config
+        text = config.get_text_config() if hasattr(config, "get_text_config") else config
+        value = getattr(text, "max_position_embeddings", None)
+        return int(value) if isinstance(value, int) and value > 0 else None
+
+    @property
+    def chat_template_digest(self) -> str | None:
+        """Digest of the tokenizer's chat template, or None without one."""
+        template = getattr(self.tokenizer, "chat_template", None)
+        return digest(template) if template else None
+
+    def hookpoints(self) -> list[str]:
+        """Return every hookpoint, in the order of the model's modules."""
+        return [f"{name}@{side}" for name, _ in self.model.named_modules() if name for side in ("in", "out")]
+
+    def resolve(self, hookpoint: str, *, default_side: str = "out") -> str:
+        """Return the full name of one hookpoint; see :func:`resolve_hookpoint`."""
+        return resolve_hookpoint(hookpoint, (name for name, _ in self.model.named_modules()), default_side=default_side)
+
+    def resolve_globs(self, patterns: Sequence[str], *, default_side: str = "out") -> list[str]:
+        """Return the full names of all hookpoints that match; see :func:`resolve_patterns`."""
+        return resolve_patterns(patterns, [name for name, _ in self.model.named_modules()], default_side=default_side)
+
+    def widths(self, hookpoints: Sequence[str] | None = None) -> dict[str, int]:
+        """Return the width of the vectors at each hookpoint (by default all that carry some), by running two tokens."""
+        tokens = torch.zeros((1, 2), dtype=torch.int64, device=self.device)
+        whole = hookpoints is None
+        names = self.hookpoints() if hookpoints is None else list(hookpoints)
+        return {name: int(value.shape[-1]) for name, value in read_hookpoints(self.model, tokens, names, whole=whole).items()}
+
+    def check_width(self, hookpoint: str, width: int, *, what: str) -> None:
+        """Check that the vectors at `hookpoint` are `width` wide.
+
+        Raises: InputError with both widths and the nearest hookpoints that fit.
+        """
+        found = self.widths([hookpoint])[hookpoint]
+        if found == width:
+            return
+        fitting = [name for name, size in self.widths().items() if size == width and not name.startswith("lm_head")]
+        close = difflib.get_close_matches(hookpoint, fitting, n=3, cutoff=0.0)
+        hint = (
+            f"hookpoints of width {width} near it: {', '.join(close)}"
+            if close
+            else f"no hookpoint of {self.name} is {width} wide"
+        )
+        raise InputError(
+            f"{what} reads vectors of width {width}, and hookpoint {hookpoint} of {self.name} has width {found}; {hint}"
+        )
+
+
+def load_subject(
+    name_or_path: str,
+    *,
+    revision: str | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    device_map: str | None = None,
+    quantization: Quantization | None = None,
+    trust_remote_code: bool = False,
+) -> Subject:
+    """Load a causal language model and its tokenizer from a folder or the hub, ready to be read.
+
+    ``dtype="auto"`` is float32 on a CPU and bfloat16 on an accelerator.
+
+    Raises: InputError when there is no such model; ResourceError when a package that an option needs is missing.
+    """
+    _check_source(name_or_path)
+    where = _device(device)
+    if dtype != "auto" and dtype not in _DTYPES:
+        raise ConfigError(f"dtype = {dtype!r} is not known; {nearest(dtype, [*_DTYPES, 'auto'])}")
+    torch_dtype = _DTYPES[dtype] if dtype != "auto" else (torch.float32 if where.type == "cpu" else torch.bfloat16)
+    options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    placement: dict[str, Any] = {}
+    if quantization is not None:
+        placement["quantization_config"] = _quantization(quantization, torch_dtype)
+    if device_map is not None or quantization is not None:
+        _need("accelerate", f"--{'device-map' if device_map else 'quantization'}")
+        placement["device_map"] = device_map or {"": str(where)}
+    transformers_logging.disable_progress_bar()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path, **options)
+        model = AutoModelForCausalLM.from_pretrained(name_or_path, dtype=torch_dtype, **options, **placement)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise _load_error(name_or_path, error) from error
+    model.eval()
+    model.requires_grad_(False)
+    if not placement:
+        model.to(where)
+    return Subject(
+        model=model,
+        tokenizer=tokenizer,
+        name=name_or_path,
+        revision=revision or getattr(model.config, "_commit_hash", None),
+        weights_digest=_weights_digest(name_or_path, revision, model),
+        quantization=quantization,
+        dtype=str(torch_dtype).removeprefix("torch."),
+    )
+
+
+def resolve_hookpoint(hookpoint: str, modules: Iterable[str], *, default_side: str = "out") -> str:
+    """Return the full name of a hookpoint given as published: with or without a side, relative to a part of the model.
+
+    The path is tried as it is, then without a leading ``model.``, then with the prefixes models put before their blocks.
+
+    Raises: InputError when nothing fits, with the nearest name, or when several do.
+    """
+    known = {name for name in modules if name}
+    path, side = _sided(hookpoint, default_side)
+    if path in known:
+        return f"{path}@{side}"
+    bare = path.removeprefix("model.")
+    hits = sorted({candidate for candidate in (bare, *(prefix + bare for prefix in _PREFIXES)) if candidate in known})
+    if not hits:
+        hits = sorted(name for name in known if name.endswith("." + bare))
+    if len(hits) == 1:
+        return f"{hits[0]}@{side}"
+    if hits:
+        shown = ", ".join(hits[:6])
+        raise InputError(f"hookpoint {hookpoint!r} fits several modules ({shown}); give the whole path")
+    endings = {name: name for name in known} | {_relative(name): name for name in known}
+    raise InputError(f"the subject has no module {path!r} for hookpoint {hookpoint!r}; {nearest(path, endings)}")
+
+
+def resolve_patterns(patterns: Sequence[str], modules: Sequence[str], *, default_side: str = "out") -> list[str]:
+    """Return the hookpoints that match any of the patterns, in the order of `modules`; ``*`` stays within one part of a path.
+
+    Raises: InputError when a pattern matches nothing.
+    """
+    chosen: dict[str, None] = {}
+    for pattern in patterns:
+        path, side = _sided(pattern, default_side)
+        if not any(sign in path for sign in "*?["):
+            chosen[resolve_hookpoint(pattern, modules, default_side=default_side)] = None
+            continue
+        parts = path.removeprefix("model.").split(".")
+        hits = [name for name in modules if name and (_fits(name.split("."), path.split(".")) or _fits_relative(name, parts))]
+        if not hits:
+            raise InputError(
+                f"no module of the subject matches {pattern!r}; {nearest(path, {_relative(name) for name in modules})}"
+            )
+        chosen.update((f"{name}@{side}", None) for name in hits)
+    rank = {name: index for index, name in enumerate(modules)}
+    return sorted(chosen, key=lambda name: (rank[name.rpartition("@")[0]], name))
+
+
+def _fits(parts: list[str], patterns: list[str]) -> bool:
+    return len(parts) == len(patterns) and all(
+        fnmatchcase(part, pattern) for part, pattern in zip(parts, patterns, strict=True)
+    )
+
+
+def _fits_relative(name: str, patterns: list[str]) -> bool:
+    return any(name.startswith(prefix) and _fits(name.removeprefix(prefix).split("."), patterns) for prefix in _PREFIXES)
+
+
+def _relative(name: str) -> str:
+    for prefix in sorted(_PREFIXES, key=len, reverse=True):
+        if name.startswith(prefix):
+            return name.removeprefix(prefix)
+    return name
+
+
+def _sided(hookpoint: str, default_side: str) -> tuple[str, str]:
+    path, at, side = hookpoint.partition("@")
+    if at and side not in ("in", "out"):
+        raise InputError(f"hookpoint {hookpoint!r} ends in @{side}; expected MODULE.PATH@in or MODULE.PATH@out")
+    return path, side or default_side
+
+
+def _check_source(name: str) -> None:
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise InputError(f"subject {name} is a folder without config.json; expected a model saved by transformers")
+        return
+    if path.exists():
+        raise InputError(f"subject {name} is a file; expected a folder saved by transformers, or a hub id such as OWNER/MODEL")
+    if name.startswith((".", "/", "~")) or not _HUB_ID.fullmatch(name):
+        raise InputError(f"no subject at {name}: no such folder, and not a hub id such as OWNER/MODEL")
+
+
+def _load_error(name: str, error: Exception) -> InputError:
+    reason = " ".join(str(error).strip().split("\n")[0].split())[:300] or type(error).__name__
+    if Path(name).is_dir():
+        return InputError(f"subject {name} cannot be loaded ({reason}); expected a causal language model saved by transformers")
+    return InputError(
+        f"no subject {name}: no such folder here, and the hub did not give it ({reason}); check the name and the connection"
+    )
+
+
+def _device(device: str) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        wanted = torch.device(device)
+    except RuntimeError:
+        raise ConfigError(f"device = {device!r} is not known; expected auto, cpu, cuda or cuda:N") from None
+    if wanted.type == "cuda" and not torch.cuda.is_available():
+        raise ResourceError(f"device {device} was asked for and this PyTorch sees no CUDA device; use --device cpu")
+    return wanted
+
+
+def _need(package: str, option: str) -> None:
+    if find_spec(package) is None:
+        raise ResourceError(f"{option} needs the package {package}, which is not installed; pip install {package}")
+
+
+def _quantization(quantization: Quantization, dtype: torch.dtype) -> Any:
+    _need("bitsandbytes", f"--quantization {quantization}")
+    from transformers import BitsAndBytesConfig
+
+    if quantization == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
+
+
+def _weights_digest(name: str, revision: str | None, model: nn.Module) -> str:
+    """Return a digest of the weights as stored: of the tensors, wherever they lie and however they are split over files."""
+    files = _weight_files(Path(name).expanduser()) if Path(name).expanduser().is_dir() else _cached_files(name, revision)
+    if any(path.suffix == ".safetensors" for path in files):
+        return digest_safetensors(files)
+    if files:
+        return digest(sorted(digest_file(path) for path in files))
+    return digest_tensors(model.state_dict())
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    for pattern in ("model.safetensors", "model-*.safetensors", "*.safetensors", "pytorch_model*.bin"):
+        files = sorted(folder.glob(pattern))
+        if files:
+            return files
+    return []
+
+
+def _cached_files(name: str, revision: str | None) -> list[Path]:
+    from huggingface_hub import try_to_load_from_cache
+
+    for file in ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json"):
+        found = try_to_load_from_cache(name, file, revision=revision)
+        if isinstance(found, str):
+            return _weight_files(Path(found).parent)
+    return []

@@ -1,0 +1,191 @@
+"""From contexts to activations: one forward pass for all coders, the token filter, and flat non-zeros on the host.
+
+Owns the batches, BOS and the filter. Tokens go to the device, indices and values come back; nothing is sorted and no array of
+(tokens x latents) exists beyond what a coder holds at a time.
+"""
+
+# Shapes: B contexts, T tokens, D width, N kept tokens, M activations.
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from autointerp.coders.coder import Coder
+from autointerp.errors import ConfigError, InputError, nearest
+from autointerp.subject.corpus import Context
+from autointerp.subject.hooks import read_hookpoints
+from autointerp.subject.model import Subject
+
+_FIRST = re.compile(r"first:(\d+)")
+_NAMES = ("bos", "special", "template", "first:N", "none")
+
+
+@dataclass(frozen=True)
+class TokenFilter:
+    """Which corpus tokens' activations are dropped. The BOS that is prepended has no position and never has any."""
+
+    bos: bool = False
+    special: bool = False
+    template: bool = False
+    first: int = 0
+
+    @staticmethod
+    def parse(text: str) -> TokenFilter:
+        """Return the filter named ``bos``, ``special``, ``template``, ``first:N``, several of them with commas, or ``none``.
+
+        Raises: ConfigError for any other name.
+        """
+        names = [name.strip() for name in text.split(",")]
+        if names == ["none"]:
+            return TokenFilter()
+        first = [int(match[1]) for name in names if (match := _FIRST.fullmatch(name))]
+        for name in names:
+            if name not in ("bos", "special", "template") and not _FIRST.fullmatch(name):
+                raise ConfigError(f"token_filter = {text!r} cannot be used: {name!r} is no filter; {nearest(name, _NAMES)}")
+        # BOS is the one token that every filter but "none" drops.
+        return TokenFilter(bos=True, special="special" in names, template="template" in names, first=max(first, default=0))
+
+    @property
+    def name(self) -> str:
+        """The one way to write this filter, for the store's identity."""
+        parts = [name for name, is_on in (("special", self.special), ("template", self.template)) if is_on]
+        parts += [f"first:{self.first}"] if self.first else []
+        return ",".join(parts) or ("bos" if self.bos else "none")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A coder and the hookpoint it reads, by its full name."""
+
+    coder: Coder
+    hookpoint: str
+
+
+@dataclass(frozen=True)
+class Activations:
+    """Non-zeros of one coder, on the host, in no particular order."""
+
+    coder: str
+    latents: np.ndarray
+    """uint32 [M]."""
+    positions: np.ndarray
+    """int64 [M], counted from the first context that was given."""
+    values: np.ndarray
+    """float32 [M]."""
+
+
+class Recorder:
+    """Runs the subject over contexts and encodes what the coders read."""
+
+    def __init__(
+        self, subject: Subject, readings: Mapping[str, Reading], *, ctx_len: int, token_filter: TokenFilter, batch_tokens: int
+    ) -> None:
+        """Check that the coders fit their hookpoints and the contexts the subject.
+
+        Raises: InputError when one does not, with both numbers.
+        """
+        self._subject = subject
+        self._readings = dict(readings)
+        self._ctx_len = ctx_len
+        self._filter = token_filter
+        self._batch_tokens = batch_tokens
+        self._hookpoints = list(dict.fromkeys(reading.hookpoint for reading in readings.values()))
+        bos = subject.bos_id
+        self._bos = [] if bos is None else [bos]
+        self._dropped = self._dropped_ids()
+        self.seconds = dict.fromkeys(readings, 0.0)
+        """Time spent encoding, by coder."""
+        longest = subject.max_context
+        if longest is not None and ctx_len + len(self._bos) > longest:
+            raise InputError(
+                f"contexts of {ctx_len} tokens{' and BOS' if self._bos else ''} do not fit {subject.name}, which has positions "
+                f"for {longest}; use a ctx_len of at most {longest - len(self._bos)}"
+            )
+        for name, reading in self._readings.items():
+            subject.check_width(reading.hookpoint, reading.coder.spec.d_in, what=f"coder {name!r}")
+
+    def _dropped_ids(self) -> np.ndarray:
+        ids: set[int] = set()
+        if self._filter.bos:
+            ids.update(self._bos)
+        if self._filter.special:
+            tokenizer = self._subject.tokenizer
+            ids.update(int(index) for index in tokenizer.all_special_ids)
+            ids.update(int(index) for index, token in tokenizer.added_tokens_decoder.items() if token.special)
+        return np.array(sorted(ids), dtype=np.int64)
+
+    def batches(self, contexts: Sequence[Context]) -> Iterator[tuple[int, Iterator[Activations]]]:
+        """Yield for each batch the number of corpus tokens in it and its activations, to be taken before the next batch.
+
+        Contexts of like length share a batch, so that little is padded; which ones depends on nothing but `contexts`.
+        """
+        order = sorted(range(len(contexts)), key=lambda index: -len(contexts[index].tokens))
+        start = 0
+        while start < len(order):
+            longest = len(contexts[order[start]].tokens) + len(self._bos)
+            stop = start + max(1, self._batch_tokens // longest)
+            chosen = order[start:stop]
+            yield sum(len(contexts[index].tokens) for index in chosen), self._run(contexts, chosen)
+            start = stop
+
+    def _run(self, contexts: Sequence[Context], chosen: list[int]) -> Iterator[Activations]:
+        tokens_BT, kept_BT = self._arrays(contexts, chosen)
+        # Padding is on the right of causal attention, where no kept token can see it: no mask is needed.
+        device_tokens = torch.from_numpy(tokens_BT).to(self._subject.device)
+        seen = read_hookpoints(self._subject.model, device_tokens, self._hookpoints)
+        rows, offsets = kept_BT.nonzero()
+        positions_N = np.array(chosen, dtype=np.int64)[rows] * self._ctx_len + offsets
+        kept = torch.from_numpy(kept_BT)
+        inputs: dict[str, tuple[Tensor, Tensor]] = {}
+        for name, reading in self._readings.items():
+            if reading.hookpoint not in inputs:
+                hidden_BTD = seen.pop(reading.hookpoint)[:, len(self._bos) :]
+                x_ND = hidden_BTD[kept.to(hidden_BTD.device)].float()
+                self._check_finite(x_ND, reading.hookpoint)
+                inputs[reading.hookpoint] = x_ND, torch.from_numpy(positions_N).to(x_ND.device)
+            x_ND, positions = inputs[reading.hookpoint]
+            if reading.coder.device != x_ND.device:
+                self._readings[name] = reading = Reading(reading.coder.to(x_ND.device), reading.hookpoint)
+            started = time.perf_counter()
+            for acts in reading.coder.encode_chunks(x_ND):
+                found = Activations(
+                    coder=name,
+                    latents=acts.latents.to(torch.int32).cpu().numpy().view(np.uint32),
+                    positions=positions[acts.rows].cpu().numpy(),
+                    values=acts.values.cpu().numpy(),
+                )
+                self.seconds[name] += time.perf_counter() - started
+                yield found
+                started = time.perf_counter()
+
+    def _arrays(self, contexts: Sequence[Context], chosen: list[int]) -> tuple[np.ndarray, np.ndarray]:
+        """Return token ids with BOS int64 [B, T+1] and which corpus tokens are kept bool [B, T]."""
+        longest = max(len(contexts[index].tokens) for index in chosen)
+        num_bos = len(self._bos)
+        tokens_BT = np.zeros((len(chosen), num_bos + longest), dtype=np.int64)
+        kept_BT = np.zeros((len(chosen), longest), dtype=bool)
+        tokens_BT[:, :num_bos] = self._bos
+        for row, index in enumerate(chosen):
+            context = contexts[index]
+            length = len(context.tokens)
+            tokens_BT[row, num_bos : num_bos + length] = context.tokens
+            kept_BT[row, self._filter.first : length] = True
+            if self._filter.template and context.is_template is not None:
+                kept_BT[row, :length] &= ~context.is_template
+        if len(self._dropped):
+            kept_BT &= ~np.isin(tokens_BT[:, num_bos:], self._dropped)
+        return tokens_BT, kept_BT
+
+    def _check_finite(self, x_ND: Tensor, hookpoint: str) -> None:
+        if not bool(torch.isfinite(x_ND).all()):
+            raise InputError(
+                f"hookpoint {hookpoint} gave values that are not finite with dtype {self._subject.dtype}; "
+                "the subject overflows in it, use --dtype float32 or bfloat16"
+            )
