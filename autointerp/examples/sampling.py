@@ -1,0 +1,85 @@
+"""Which of a latent's windows are taken: strata of equal rank, the strongest, uniformly, or by squared activation."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Literal
+
+import numpy as np
+
+from autointerp.digest import hash64, seed_of
+from autointerp.examples.windows import ActivatingWindows
+
+Sampling = Literal["quantiles", "top", "random", "mix", "importance"]
+
+
+def spread(total: int, parts: int) -> np.ndarray:
+    """Return int64 [parts] that sum to `total`: equal, with the remainder spread over the parts.
+
+    Which parts get one more follows one fixed order (0, 5, 2, 7, 1, ... of 10), so a smaller total never has more in any part.
+    """
+    result = np.full(parts, total // parts, np.int64)
+    result[list(_favoured(parts)[: total % parts])] += 1
+    return result
+
+
+@lru_cache
+def _favoured(parts: int) -> tuple[int, ...]:
+    # Van der Corput order: every prefix is spread about evenly.
+    order: dict[int, None] = {}
+    fractions = [0.0]
+    while len(order) < parts:
+        order.update((int(f * parts), None) for f in fractions)
+        fractions += [f + 0.5 / len(fractions) for f in fractions]
+    return tuple(order)
+
+
+def rank(windows: ActivatingWindows, *, seed: int) -> np.ndarray:
+    """Return the rows from the strongest to the weakest, ties in an order given by the seed."""
+    # One key and one sort: the bits of a positive float32 are ordered as the float is.
+    weakness = ~windows.strength.astype(np.float32).view(np.uint32)
+    ties = hash64(seed_of("ties", seed), windows.start) >> np.uint64(32)
+    return np.argsort((weakness.astype(np.uint64) << np.uint64(32)) | ties, kind="stable")
+
+
+def choose(
+    windows: ActivatingWindows, count: int, *, parts: int, seed: int, how: Sampling = "quantiles", ratio_top: float = 0.0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return `count` rows (all where there are fewer), strongest first, and the int16 quantile of each, 0 the strongest.
+
+    `windows` are distinct and ranked (:func:`rank`). Quantiles are `parts` strata of equal rank over all of `windows`. A
+    greater count gives the same rows and more (except under ``mix``).
+    """
+    num = len(windows)
+    count = min(count, num)
+    quantile = np.repeat(np.arange(parts, dtype=np.int16), spread(num, parts))
+    keys = hash64(seed_of("choice", seed), windows.start)
+    if how == "top":
+        taken = np.arange(count)
+    elif how == "random":
+        taken = np.argsort(keys, kind="stable")[:count]
+    elif how == "importance":
+        taken = _weighted(windows.strength.astype(np.float64), keys, count)
+    else:
+        num_top = round(ratio_top * count) if how == "mix" else 0
+        taken = np.append(np.arange(num_top), num_top + _stratified(keys[num_top:], count - num_top, parts))
+    taken = np.sort(taken)
+    return taken, quantile[taken]
+
+
+def _stratified(keys: np.ndarray, count: int, parts: int) -> np.ndarray:
+    """Return `count` places of a ranking, an equal share from each of `parts` equal runs, by smallest key within the run."""
+    sizes = spread(len(keys), parts)
+    run = np.repeat(np.arange(parts), sizes)
+    order = np.argsort((run.astype(np.uint64) << np.uint64(48)) | (keys >> np.uint64(16)), kind="stable")
+    within = np.arange(len(keys)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    return np.asarray(order[within < spread(count, parts)[run]])
+
+
+def _weighted(strength: np.ndarray, keys: np.ndarray, count: int) -> np.ndarray:
+    """Return `count` places, drawn without replacement with weights strength^2 (Efraimidis and Spirakis 2006)."""
+    if count == 0:
+        return np.zeros(0, np.int64)
+    uniform = ((keys >> np.uint64(11)) + 0.5) * 2.0**-53
+    times = -np.log(uniform) / np.square(strength / strength[0])
+    return np.argsort(times, kind="stable")[:count]

@@ -1,0 +1,298 @@
+"""Which windows an explainer is shown and a scorer asks about, for one latent at a time.
+
+:class:`Selector` computes the window grid once per store; after that a latent costs its own activations and little else. Every
+choice derives from a hash of (seed, coder, latent) and a position, so it depends neither on order nor on what else is chosen.
+Sampling follows arXiv 2410.13928 section 3.1 with delphi's rank quantiles, but from pools that were parted beforehand.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+from pydantic import Field, field_validator, model_validator
+
+from autointerp.config import Config
+from autointerp.digest import digest, hash64, seed_of
+from autointerp.errors import ConfigError, InputError, nearest
+from autointerp.examples.negatives import NEGATIVES, SilentWindows, check_negatives, probe
+from autointerp.examples.pools import EXPLAIN, MIN_EXPLAIN, MIN_SCORE, SCORE, LatentPools, choose_unit
+from autointerp.examples.sampling import Sampling, choose, rank
+from autointerp.examples.windows import (
+    ActivatingWindows,
+    CoderActivations,
+    Corpus,
+    WindowGrid,
+    build_grid,
+    centred_windows,
+    cut_activations,
+    cut_tokens,
+    grid_windows,
+    ragged,
+)
+from autointerp.records import Examples, LatentExamples, Status
+
+_VERSION = 1
+"""Part of the selection's identity: raise it when the same settings come to choose other windows."""
+
+
+class SelectionConfig(Config):
+    """How windows are cut, parted into pools and chosen."""
+
+    window: int = Field(default=32, ge=4, le=4096)
+    """Tokens per window."""
+    min_window: int = Field(default=8, ge=1)
+    """Fewest tokens of the last window of a document; a shorter rest is not used."""
+    centred: bool = False
+    """Place positives with their strongest token at three quarters, in place of fixed windows."""
+    min_documents: int = Field(default=20, ge=1)
+    """A latent that fires in fewer documents is parted by context, not by document."""
+    min_examples: int = Field(default=20, ge=MIN_EXPLAIN + MIN_SCORE)
+    """A latent with fewer distinct activating windows is `too_few_examples`."""
+    min_silent: int = Field(default=20, ge=1)
+    """A latent with fewer silent windows is `too_dense`."""
+    active_above: float | None = Field(default=None, gt=0, lt=1)
+    """For dense latents: a token fires when its |value| reaches this quantile of the latent's own; weaker ones are silent."""
+    num_explain: int = Field(default=40, ge=1)
+    """Positives to show to an explainer."""
+    explain_sampling: Sampling = "quantiles"
+    """How these are chosen: strata of equal rank, the strongest, uniformly, strongest and strata, or by squared activation."""
+    ratio_top: float = Field(default=0.2, ge=0, le=1)
+    """Share of the strongest under `explain_sampling` = mix."""
+    num_statistics: int = Field(default=200, ge=0)
+    """Most positives, and most silent windows, of the explain pool for rules and counts."""
+    num_explain_negatives: int = Field(default=40, ge=0)
+    """Most silent windows of the explain pool to show to an explainer."""
+    num_positives: int = Field(default=50, ge=1)
+    """Positives to score, in strata of equal rank."""
+    num_negatives: int = Field(default=50, ge=1)
+    """Negatives to score, of each source."""
+    negatives: tuple[str, ...] = ("random",)
+    """Sources of negatives, in the order in which they choose."""
+    quantiles: int = Field(default=10, ge=1, le=1000)
+    """Strata of equal rank; 0 holds the strongest windows."""
+    seed: int = Field(default=0, ge=0)
+    """Decides pools and choices."""
+
+    @field_validator("negatives")
+    @classmethod
+    def _known_sources(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        check_negatives(names)
+        return names
+
+    @model_validator(mode="after")
+    def _window_holds_minimum(self) -> SelectionConfig:
+        if self.min_window > self.window:
+            raise ConfigError(f"min_window = {self.min_window} is more than window = {self.window}; make it smaller")
+        return self
+
+
+def selection_id(store_id: str, coder_id: str, config: SelectionConfig) -> str:
+    """Return the digest of everything that decides which examples a latent gets."""
+    return digest({"version": _VERSION, "store": store_id, "coder": coder_id, "config": config.identity()})
+
+
+def select(store: Corpus, coder: str, latent: int, config: SelectionConfig) -> LatentExamples:
+    """Return the examples of one latent; for more than one, make a :class:`Selector`."""
+    return Selector(store, config).select(coder, latent)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Fired:
+    """A latent's activations, and the windows they fall in."""
+
+    positions: np.ndarray
+    values: np.ndarray
+    active: ActivatingWindows
+    """Candidates for positives, centred or not."""
+    fires: np.ndarray
+    """bool [G]."""
+    pools: LatentPools
+
+
+class Selector:
+    """Chooses examples from one store; may be shared between threads."""
+
+    def __init__(self, store: Corpus, config: SelectionConfig) -> None:
+        self.store = store
+        self.config = config
+        self._lock = threading.Lock()
+        self._grid: WindowGrid | None = None
+        self._coders: dict[str, tuple[CoderActivations, str]] = {}
+
+    @property
+    def grid(self) -> WindowGrid:
+        """The window grid, computed at first use: about 0.1 s per million tokens."""
+        with self._lock:
+            if self._grid is None:
+                self._grid = build_grid(self.store, window=self.config.window, min_window=self.config.min_window)
+            return self._grid
+
+    def select(self, coder: str, latent: int) -> LatentExamples:
+        """Return the examples of one latent, or a status that says why it has none.
+
+        Raises: InputError when the store has no such coder or the coder no such latent.
+        """
+        reader, identity = self._reader(coder)
+        if not 0 <= latent < reader.width:
+            raise InputError(f"coder {coder!r} has no latent {latent}: it has latents 0 to {reader.width - 1}")
+        config = self.config
+        fired = self._read(reader, coder, latent)
+        seed = seed_of("examples", config.seed, coder, latent)
+        explain = _ranked(fired, EXPLAIN, seed=seed)
+        score = _ranked(fired, SCORE, seed=seed)
+        to_score = self._silent(fired, SCORE, seed=seed, top_token=partial(self._top_token, fired, explain))
+        status = self._status(fired, explain, score, to_score)
+        cut = _Cut(self.store.tokens, self.grid, fired)
+        if status == "ok":
+            blocks = self._choose(cut, explain, score, to_score, replace(to_score, pool=EXPLAIN), seed)
+        else:
+            names = ("explain", "explain_statistics", "explain_negatives", "positives", "negatives")
+            blocks = dict.fromkeys(names, Examples.empty(config.window))
+        return LatentExamples(
+            coder=coder,
+            latent=latent,
+            selection_id=identity,
+            status=status,
+            disjoint=fired.pools.unit,
+            density=float(reader.latents["density"][latent]),
+            max_activation=float(fired.active.strength[fired.pools.active_pool == EXPLAIN].max()) if status == "ok" else 0.0,
+            **blocks,
+        )
+
+    def pools(self, coder: str, latent: int) -> tuple[ActivatingWindows, LatentPools]:
+        """Return the latent's activating windows, and the pools that these and the windows of the grid belong to."""
+        reader, _ = self._reader(coder)
+        fired = self._read(reader, coder, latent)
+        return fired.active, fired.pools
+
+    def _choose(
+        self,
+        cut: _Cut,
+        explain: ActivatingWindows,
+        score: ActivatingWindows,
+        to_score: SilentWindows,
+        to_explain: SilentWindows,
+        seed: int,
+    ) -> dict[str, Examples]:
+        config, parts, nothing = self.config, self.config.quantiles, np.zeros(0, np.int64)
+        shown = choose(
+            explain, config.num_explain, parts=parts, seed=seed, how=config.explain_sampling, ratio_top=config.ratio_top
+        )
+        counted = choose(explain, config.num_statistics, parts=parts, seed=seed)
+        judged = choose(score, config.num_positives, parts=parts, seed=seed)
+        quiet = to_explain.first(probe(to_explain, "statistics"), config.num_statistics, taken=nothing)
+        contrast = to_explain.first(probe(to_explain, "explain"), config.num_explain_negatives, taken=nothing)
+        taken, labels = nothing, []
+        for name in config.negatives:
+            source = NEGATIVES[name]
+            rows = to_score.first(source.draw(to_score), config.num_negatives, taken=taken)
+            taken = np.concatenate([taken, rows])
+            labels += [source.label] * len(rows)
+        return {
+            "explain": cut.positives(explain, *shown),
+            "explain_statistics": _joined(cut.positives(explain, *counted), cut.negatives(quiet, ["random"] * len(quiet))),
+            "explain_negatives": cut.negatives(contrast, ["random"] * len(contrast)),
+            "positives": cut.positives(score, *judged),
+            "negatives": cut.negatives(taken, labels),
+        }
+
+    def _reader(self, name: str) -> tuple[CoderActivations, str]:
+        with self._lock:
+            if name not in self._coders:
+                if name not in self.store.coder_names:
+                    raise InputError(f"the store has no coder {name!r}; {nearest(name, self.store.coder_names)}")
+                reader = self.store.coder(name)
+                self._coders[name] = reader, selection_id(self.store.store_id, reader.coder_id, self.config)
+            return self._coders[name]
+
+    def _read(self, reader: CoderActivations, coder: str, latent: int) -> _Fired:
+        config, grid = self.config, self.grid
+        positions, values = reader.activations(latent)
+        # By all activations, so that `active_above` does not move windows between pools.
+        everything, rows = grid_windows(grid, positions, values)
+        unit = choose_unit(everything.document, min_documents=config.min_documents)
+        if config.active_above is not None and len(values):
+            strong = np.abs(values) >= np.quantile(np.abs(values), config.active_above)
+            positions, values = positions[strong], values[strong]
+            everything, rows = grid_windows(grid, positions, values)
+        active = centred_windows(self.store, grid, positions, values) if config.centred else everything
+        fires = np.zeros(len(grid), bool)
+        fires[rows] = True
+        on_grid = None if config.centred else rows
+        pools = LatentPools(grid, active, rows=on_grid, coder=coder, latent=latent, seed=config.seed, unit=unit)
+        return _Fired(positions=positions, values=values, active=active, fires=fires, pools=pools)
+
+    def _silent(self, fired: _Fired, pool: int, *, seed: int, top_token: Callable[[], int | None]) -> SilentWindows:
+        return SilentWindows(
+            corpus=self.store, grid=self.grid, pools=fired.pools, pool=pool, fires=fired.fires, seed=seed, top_token=top_token
+        )
+
+    def _top_token(self, fired: _Fired, explain: ActivatingWindows) -> int | None:
+        """Return the token with the greatest sum of |activation| over the explain pool; of equals the smallest id."""
+        if len(explain) == 0:
+            return None
+        low = np.searchsorted(fired.positions, explain.start)
+        _, at = ragged(low, np.searchsorted(fired.positions, explain.start + explain.length) - low)
+        ids, back = np.unique(self.store.tokens[fired.positions[at]], return_inverse=True)
+        return int(ids[np.argmax(np.bincount(back, weights=np.abs(fired.values[at])))])
+
+    def _status(self, fired: _Fired, explain: ActivatingWindows, score: ActivatingWindows, silent: SilentWindows) -> Status:
+        if fired.pools.num_distinct < self.config.min_examples or len(score) < MIN_SCORE or len(explain) < MIN_EXPLAIN:
+            return "too_few_examples"
+        if len(fired.fires) - np.count_nonzero(fired.fires) < self.config.min_silent:
+            return "too_dense"
+        # As with positives: a handful of negatives would give a score that says nothing.
+        found = silent.first(probe(silent, "random"), MIN_SCORE, taken=np.zeros(0, np.int64))
+        return "ok" if len(found) == MIN_SCORE else "too_dense"
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """Cuts blocks of examples for one latent."""
+
+    tokens: np.ndarray
+    grid: WindowGrid
+    fired: _Fired
+
+    def positives(self, windows: ActivatingWindows, rows: np.ndarray, quantiles: np.ndarray) -> Examples:
+        chosen = windows.take(rows)
+        return self._block(chosen.start, chosen.length, chosen.document, quantiles, ["positive"] * len(chosen))
+
+    def negatives(self, rows: np.ndarray, labels: Sequence[str]) -> Examples:
+        grid = self.grid
+        return self._block(grid.start[rows], grid.length[rows], grid.document[rows], np.full(len(rows), -1, np.int16), labels)
+
+    def _block(
+        self, start: np.ndarray, length: np.ndarray, document: np.ndarray, quantiles: np.ndarray, sources: Sequence[str]
+    ) -> Examples:
+        width = self.grid.window
+        return Examples(
+            tokens=cut_tokens(self.tokens, start, length, width=width),
+            activations=cut_activations(self.fired.positions, self.fired.values, start, length, width=width),
+            lengths=length.astype(np.int32),
+            positions=start,
+            documents=document,
+            quantiles=quantiles,
+            sources=tuple(sources),
+        )
+
+
+def _ranked(fired: _Fired, pool: int, *, seed: int) -> ActivatingWindows:
+    """Return the pool's candidates from the strongest, one for each normalised text: the one that a seeded hash puts first."""
+    active, repeated = fired.active, fired.pools.is_repeated
+    mine = fired.pools.active_pool == pool
+    rows = np.flatnonzero(mine & repeated)
+    order = np.lexsort((hash64(seed_of("duplicates", seed), active.start[rows]), active.text[rows]))
+    _, first = np.unique(active.text[rows][order], return_index=True)
+    chosen = active.take(np.sort(np.concatenate([np.flatnonzero(mine & ~repeated), rows[order[first]]])))
+    return chosen.take(rank(chosen, seed=seed))
+
+
+def _joined(first: Examples, second: Examples) -> Examples:
+    names = ("tokens", "activations", "lengths", "positions", "documents", "quantiles")
+    arrays = {name: np.concatenate([getattr(first, name), getattr(second, name)]) for name in names}
+    return Examples(**arrays, sources=first.sources + second.sources)

@@ -1,0 +1,339 @@
+"""The window grid of a store: where windows lie, which document and context they belong to, and which say the same.
+
+Windows are cut inside segments (runs of one document inside one context), so none crosses a document or a context. Also cuts
+any list of windows, on the grid or not, from the flat arrays. Which pool a window belongs to is decided in `pools.py`.
+
+Shape letters: G windows of the grid, E windows, W tokens of a window, N activations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from autointerp.digest import hash64, seed_of
+from autointerp.protocols import Vocabulary
+
+_SPACE, _DIGITS, _SPACED_DIGITS = (np.uint64((1 << 32) + i) for i in range(3))
+_RANK_BITS = np.uint64(20)
+_TEXT_SEED = seed_of("normalised text")
+_BLOCK_TOKENS = 1 << 19
+
+
+class Segments(Protocol):
+    """Runs of one document inside one context, sorted by start."""
+
+    @property
+    def document(self) -> np.ndarray: ...
+    @property
+    def start(self) -> np.ndarray: ...
+    @property
+    def stop(self) -> np.ndarray: ...
+
+
+class CoderActivations(Protocol):
+    """What selection reads of one coder."""
+
+    @property
+    def coder_id(self) -> str: ...
+    @property
+    def width(self) -> int: ...
+    @property
+    def latents(self) -> Mapping[str, Any]: ...
+    def activations(self, latent: int, /) -> tuple[np.ndarray, np.ndarray]: ...
+
+
+class Corpus(Protocol):
+    """What selection reads of a store."""
+
+    @property
+    def store_id(self) -> str: ...
+    @property
+    def ctx_len(self) -> int: ...
+    @property
+    def coder_names(self) -> list[str]: ...
+    @property
+    def tokens(self) -> np.ndarray: ...
+    @property
+    def segments(self) -> Segments: ...
+    @property
+    def vocabulary(self) -> Vocabulary: ...
+    def coder(self, name: str, /) -> CoderActivations: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class WindowGrid:
+    """Every window of a store, in order of position."""
+
+    window: int
+    """Tokens in a full window, W."""
+    start: np.ndarray
+    """int64 [G], position of the first token."""
+    length: np.ndarray
+    """int32 [G], tokens in it; less than W at the end of a segment only."""
+    document: np.ndarray
+    """int64 [G], document id."""
+    context: np.ndarray
+    """int64 [G], context id."""
+    segment: np.ndarray
+    """int64 [G], row of the segment."""
+    text: np.ndarray
+    """uint64 [G], hash of the normalised text."""
+    by_text: np.ndarray
+    """int64 [G], windows sorted by `text`."""
+    sorted_text: np.ndarray
+    """uint64 [G], ``text[by_text]``."""
+    first_same: np.ndarray
+    """int64 [G], where in `by_text` the windows with the same normalised text begin."""
+    num_same: np.ndarray
+    """int32 [G], windows with the same normalised text, itself included."""
+    token_counts: np.ndarray
+    """int64 [vocabulary], how often each token occurs in the store."""
+    classes: np.ndarray
+    """uint64 [vocabulary], see :func:`token_classes`."""
+
+    def __len__(self) -> int:
+        return len(self.start)
+
+    def find(self, positions: np.ndarray) -> np.ndarray:
+        """Return the window that holds each position, -1 where none does (the tail of a segment may be too short for one)."""
+        if len(self) == 0:
+            return np.full(len(positions), -1, np.int64)
+        index = np.searchsorted(self.start, positions, side="right") - 1
+        inside = (index >= 0) & (positions < self.start[index] + self.length[index])
+        return np.where(inside, index, -1)
+
+
+def build_grid(corpus: Corpus, *, window: int, min_window: int) -> WindowGrid:
+    """Cut every segment into windows from its start; the last, shorter one is kept when it has `min_window` tokens."""
+    segments = corpus.segments
+    begin = np.asarray(segments.start, np.int64)
+    size = np.asarray(segments.stop, np.int64) - begin
+    num = size // window + (size % window >= min_window)
+    segment, nth = ragged(np.zeros_like(num), num)
+    start = begin[segment] + nth * window
+    length = np.minimum(size[segment] - nth * window, window).astype(np.int32)
+    counts = np.bincount(corpus.tokens, minlength=len(corpus.vocabulary))
+    classes = token_classes(corpus.vocabulary, counts)
+    text = _hash_all(corpus.tokens, start, length, width=window, classes=classes)
+    by_text = np.argsort(text, kind="stable")
+    sorted_text = text[by_text]
+    _, first, same = np.unique(sorted_text, return_index=True, return_counts=True)
+    first_same = np.empty(len(text), np.int64)
+    first_same[by_text] = np.repeat(first, same)
+    num_same = np.empty(len(text), np.int32)
+    num_same[by_text] = np.repeat(same, same)
+    return WindowGrid(
+        window=window,
+        start=start,
+        length=length,
+        document=np.asarray(segments.document, np.int64)[segment],
+        context=start // corpus.ctx_len,
+        segment=segment,
+        text=text,
+        by_text=by_text,
+        sorted_text=sorted_text,
+        first_same=first_same,
+        num_same=num_same,
+        token_counts=counts,
+        classes=classes,
+    )
+
+
+def ragged(starts: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return (row, value) of the concatenated ranges ``starts[row] .. starts[row] + counts[row] - 1``."""
+    rows = np.repeat(np.arange(len(counts)), counts)
+    ends = np.cumsum(counts)
+    within = np.arange(len(rows)) - np.repeat(ends - counts, counts)
+    return rows, np.asarray(starts, np.int64)[rows] + within
+
+
+def cut_tokens(tokens: np.ndarray, start: np.ndarray, length: np.ndarray, *, width: int) -> np.ndarray:
+    """Return uint32 [E, width] cut from the flat tokens; 0 at and beyond each length."""
+    block = np.zeros((len(start), width), np.uint32)
+    column = np.arange(width)
+    valid = column < np.asarray(length)[:, None]
+    block[valid] = tokens[(np.asarray(start)[:, None] + column)[valid]]
+    return block
+
+
+def cut_activations(
+    positions: np.ndarray, values: np.ndarray, start: np.ndarray, length: np.ndarray, *, width: int
+) -> np.ndarray:
+    """Return float32 [E, width] rebuilt from activations sorted by position; 0 where there is none."""
+    block = np.zeros((len(start), width), np.float32)
+    low = np.searchsorted(positions, start)
+    rows, index = ragged(low, np.searchsorted(positions, start + length) - low)
+    block[rows, positions[index] - start[rows]] = values[index]
+    return block
+
+
+# Normalised text ----------------------------------------------------------------------------------------------------
+
+
+def token_classes(vocabulary: Vocabulary, counts: np.ndarray) -> np.ndarray:
+    """Return a uint64 code per token id: one for all whitespace tokens, one for all digit tokens, else the id itself.
+
+    Digits after whitespace (the usual number token of a BPE vocabulary) have a third code. `counts` says how often each id
+    occurs; those that do not are not looked up, nor those the vocabulary lacks.
+    """
+    classes = np.arange(len(counts), dtype=np.uint64)
+    for token in np.flatnonzero(counts[: len(vocabulary)]):
+        text = vocabulary.text(np.array([token], dtype=np.uint32))
+        if text.isspace():
+            classes[token] = _SPACE
+        elif text.isdecimal():
+            classes[token] = _DIGITS
+        elif text.lstrip().isdecimal():
+            classes[token] = _SPACED_DIGITS
+    return classes
+
+
+def text_hashes(tokens: np.ndarray, lengths: np.ndarray, *, classes: np.ndarray) -> np.ndarray:
+    """Return the uint64 [E] hash of each row's normalised text: codes in order, runs of whitespace and of digits as one."""
+    code = classes[tokens]
+    keep = np.arange(tokens.shape[1]) < np.asarray(lengths)[:, None]
+    here, before = code[:, 1:], code[:, :-1]
+    repeats = (here == _SPACE) & (before == _SPACE)
+    repeats |= (here == _DIGITS) & ((before == _DIGITS) | (before == _SPACED_DIGITS))
+    keep[:, 1:] &= ~repeats
+    rank = np.cumsum(keep, axis=1, dtype=np.uint64)
+    terms = hash64(_TEXT_SEED, (code << _RANK_BITS) | rank)
+    terms[~keep] = 0
+    return np.asarray(terms.sum(axis=1, dtype=np.uint64))
+
+
+def _hash_all(tokens: np.ndarray, start: np.ndarray, length: np.ndarray, *, width: int, classes: np.ndarray) -> np.ndarray:
+    # In blocks: the intermediate arrays hold several 64-bit words per token.
+    result = np.empty(len(start), np.uint64)
+    step = max(1, _BLOCK_TOKENS // width)
+    for low in range(0, len(start), step):
+        rows = slice(low, low + step)
+        block = cut_tokens(tokens, start[rows], length[rows], width=width)
+        result[rows] = text_hashes(block, length[rows], classes=classes)
+    return result
+
+
+# Activating windows -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActivatingWindows:
+    """The windows a latent fires in, in order of position; candidates for positives."""
+
+    start: np.ndarray
+    """int64 [E]."""
+    length: np.ndarray
+    """int32 [E]."""
+    document: np.ndarray
+    """int64 [E]."""
+    context: np.ndarray
+    """int64 [E]."""
+    text: np.ndarray
+    """uint64 [E]."""
+    strength: np.ndarray
+    """float32 [E], largest |activation|."""
+
+    def __len__(self) -> int:
+        return len(self.start)
+
+    def take(self, rows: np.ndarray) -> ActivatingWindows:
+        """Return the given rows, in the given order."""
+        return ActivatingWindows(
+            start=self.start[rows],
+            length=self.length[rows],
+            document=self.document[rows],
+            context=self.context[rows],
+            text=self.text[rows],
+            strength=self.strength[rows],
+        )
+
+
+def grid_windows(grid: WindowGrid, positions: np.ndarray, values: np.ndarray) -> tuple[ActivatingWindows, np.ndarray]:
+    """Return the windows of the grid that hold an activation, and their int64 rows in the grid."""
+    at = grid.find(positions)
+    size = np.abs(values[at >= 0])
+    at = at[at >= 0]
+    first = np.flatnonzero(np.diff(at, prepend=-1))
+    rows = at[first]
+    strength = np.maximum.reduceat(size, first) if len(first) else np.zeros(0, np.float32)
+    return _from_grid(grid, rows, strength), rows
+
+
+def _from_grid(grid: WindowGrid, rows: np.ndarray, strength: np.ndarray) -> ActivatingWindows:
+    return ActivatingWindows(
+        start=grid.start[rows],
+        length=grid.length[rows],
+        document=grid.document[rows],
+        context=grid.context[rows],
+        text=grid.text[rows],
+        strength=strength.astype(np.float32),
+    )
+
+
+def centred_windows(corpus: Corpus, grid: WindowGrid, positions: np.ndarray, values: np.ndarray) -> ActivatingWindows:
+    """Return windows with their strongest token at three quarters, or as near as the segment allows.
+
+    One for the strongest token of each activating window of the grid, where that token stays the strongest of its new window;
+    of windows that overlap the strongest is kept (then the first), so that no token is in two of them.
+    """
+    size = np.abs(values)
+    at = grid.find(positions)
+    inside = np.flatnonzero(at >= 0)
+    # The first of the strongest activations of each window.
+    order = inside[np.lexsort((positions[inside], -size[inside], at[inside]))]
+    peak = order[np.flatnonzero(np.diff(at[order], prepend=-1))]
+    rows = at[peak]
+    segment = grid.segment[rows]
+    low = np.asarray(corpus.segments.start, np.int64)[segment]
+    high = np.asarray(corpus.segments.stop, np.int64)[segment]
+    width = grid.window
+    start = np.maximum(np.minimum(positions[peak] - (width - width // 4), high - width), low)
+    length = np.minimum(width, high - low)
+    begin = np.searchsorted(positions, start)
+    end = np.searchsorted(positions, start + length)
+    strongest = _range_maximum(size, begin, end)
+    kept = np.flatnonzero(size[peak] >= strongest)
+    kept = kept[_without_overlap(start[kept], length[kept], size[peak[kept]])]
+    start, length = start[kept], length[kept].astype(np.int32)
+    return ActivatingWindows(
+        start=start,
+        length=length,
+        document=grid.document[rows[kept]],
+        context=grid.context[rows[kept]],
+        text=_hash_all(corpus.tokens, start, length, width=width, classes=grid.classes),
+        strength=size[peak[kept]].astype(np.float32),
+    )
+
+
+def _range_maximum(values: np.ndarray, begin: np.ndarray, end: np.ndarray) -> np.ndarray:
+    """Return the maximum of ``values[begin:end]`` for each pair; every range holds at least one value."""
+    if len(begin) == 0:
+        return np.zeros(0, values.dtype)
+    bounds = np.stack([begin, end], axis=1).ravel()
+    return np.asarray(np.maximum.reduceat(np.append(values, values[-1:]), bounds)[::2])
+
+
+def _without_overlap(start: np.ndarray, length: np.ndarray, strength: np.ndarray) -> np.ndarray:
+    """Return the rows that a greedy pass, strongest first, keeps when it skips what overlaps a kept window; `start` is sorted.
+
+    Done in rounds: what beats all its overlapping neighbours is kept and removes them, which gives the greedy result.
+    """
+    alive = np.argsort(start, kind="stable")
+    kept: list[np.ndarray] = []
+    while len(alive):
+        begin, end = start[alive], start[alive] + length[alive]
+        rank = np.empty(len(alive), np.int64)
+        rank[np.lexsort((np.arange(len(alive)), -strength[alive]))] = np.arange(len(alive))
+        low = np.searchsorted(np.maximum.accumulate(end), begin, side="right")
+        high = np.searchsorted(begin, end, side="left")
+        best = -_range_maximum(-rank, low, high)
+        wins = rank == best
+        kept.append(alive[wins])
+        # A loser goes only when one of its neighbours won; chains are resolved in later rounds.
+        won = np.cumsum(np.append(0, wins))
+        alive = alive[(won[high] - won[low]) == 0]
+    return np.sort(np.concatenate(kept)) if kept else np.zeros(0, np.int64)
