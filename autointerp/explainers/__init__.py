@@ -1,0 +1,9 @@
+"""Explainers: each writes explanations of one latent from its explain pool."""
+
+from __future__ import annotations
+
+REGISTRY: dict[str, str] = {
+    "default": "autointerp.explainers.default:Default",
+    "lexical": "autointerp.explainers.lexical:Lexical",
+}
+"""Name -> ``module:Class``; a class has a ``Config``, a ``name``, ``needs`` and ``identity()``."""
