@@ -1,0 +1,362 @@
+"""``cache``: run the subject over a corpus and record where each latent of each coder fires, in a store.
+
+Ties together corpus, subject, coders and the store's writer. What is committed is never made again: a second call goes on where
+the first one stopped, adds the coders that a finished store lacks, or leaves it alone.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from importlib.metadata import version
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ByteSize, Field, field_validator
+
+from autointerp import __version__
+from autointerp.coders.coder import Coder
+from autointerp.coders.load import load_coder
+from autointerp.config import RUNTIME, Config
+from autointerp.errors import ConfigError, IdentityError, InputError, Interrupted, ResourceError
+from autointerp.files import read_json
+from autointerp.jobs.signals import StopFlag, listening
+from autointerp.jobs.token_progress import TokenProgress
+from autointerp.store.corpus import tokens_digest
+from autointerp.store.layout import MANIFEST, STATE, TOKENIZER, check_coder_names
+from autointerp.store.manifest import CoderRecord, Identity, Manifest, check_identity, read_manifest
+from autointerp.store.reader import open_store
+from autointerp.store.vocab import write_vocabulary
+from autointerp.store.writer import StoreWriter
+from autointerp.subject.corpus import Context, Corpus, CorpusConfig
+from autointerp.subject.model import Subject, load_subject
+from autointerp.subject.recorder import Reading, Recorder, TokenFilter
+from autointerp.subject.vocabulary import token_bytes
+
+logger = logging.getLogger("autointerp.jobs")
+
+_PROBE_CONTEXTS = 4
+_BATCHES_PER_GROUP = 16
+"""Batches whose contexts are sorted by length together."""
+_BYTES_PER_ACTIVATION = 9.0
+"""Disk at the worst moment: a spilled run (about 6 bytes) and the merged part (about 3) side by side."""
+
+
+class CoderConfig(Config):
+    """One coder and where it reads."""
+
+    name: str
+    """Short, unique within the store; a folder name."""
+    source: str
+    """Folder, hub id or ``module:function``; see `coders.load`."""
+    hookpoint: str | None = None
+    """``MODULE.PATH[@in|@out]``; by default what the coder's files say."""
+
+
+class CacheConfig(Config):
+    """Everything that `cache` needs."""
+
+    subject: str
+    """Folder or hub id of a causal language model."""
+    revision: str | None = None
+    corpus: CorpusConfig = CorpusConfig()
+    """The text; a plain string is its `source`."""
+    coders: tuple[CoderConfig, ...] = Field(min_length=1)
+    out: Path = Field(json_schema_extra=RUNTIME)
+    """The store's folder."""
+    token_filter: str = "bos"
+    """Whose activations are dropped: ``bos``, ``special``, ``template``, ``first:N``, several with commas, or ``none``."""
+    quantization: Literal["8bit", "4bit"] | None = None
+    device: str = Field(default="auto", json_schema_extra=RUNTIME)
+    dtype: str = Field(default="auto", json_schema_extra=RUNTIME)
+    """``auto`` (float32 on a CPU, bfloat16 on an accelerator), ``float32``, ``bfloat16`` or ``float16``, of the subject."""
+    device_map: str | None = Field(default=None, json_schema_extra=RUNTIME)
+    trust_remote_code: bool = Field(default=False, json_schema_extra=RUNTIME)
+    batch_tokens: int | None = Field(default=None, gt=0, json_schema_extra=RUNTIME)
+    """Tokens in a forward pass; by default 2048 on a CPU (they stay in its cache) and 8192 on an accelerator."""
+    memory_budget: ByteSize = Field(default=ByteSize(1 << 30), gt=0, json_schema_extra=RUNTIME)
+    """Memory for activations on their way to disk, such as ``512MB``; decides how long a run, the unit of resume, is."""
+    contexts_per_run: int | None = Field(default=None, gt=0, json_schema_extra=RUNTIME)
+    """Length of a run where the memory budget should not decide it."""
+    progress: bool | None = Field(default=None, json_schema_extra=RUNTIME)
+    """True: a bar; False: log lines; None: what suits the terminal."""
+
+    @field_validator("corpus", mode="before")
+    @classmethod
+    def _source_alone(cls, value: Any) -> Any:
+        return {"source": value} if isinstance(value, str) else value
+
+
+def cache(config: CacheConfig | Mapping[str, Any]) -> Path:
+    """Build, finish or extend the store at `config.out`; return its path.
+
+    Raises: IdentityError when the store there was made from other inputs; Interrupted after SIGINT, SIGTERM or SIGUSR1, with
+    every finished run kept; InputError for what cannot be used, before anything is written.
+    """
+    if not isinstance(config, CacheConfig):
+        config = CacheConfig.parse(config, where="cache")
+    stop = StopFlag()
+    with listening(stop):
+        return _Job(config, stop).run()
+
+
+class _Job:
+    """One call of :func:`cache`."""
+
+    def __init__(self, config: CacheConfig, stop: StopFlag) -> None:
+        self._config, self._stop = config, stop
+        self._started = time.monotonic()
+        self._filter = TokenFilter.parse(config.token_filter)
+        check_coder_names([coder.name for coder in config.coders])
+        names = [coder.name for coder in config.coders]
+        if len(set(names)) < len(names):
+            raise ConfigError(f"two coders have the name {max(names, key=names.count)!r}; give each its own")
+        self._subject = load_subject(
+            config.subject,
+            revision=config.revision,
+            device=config.device,
+            dtype=config.dtype,
+            device_map=config.device_map,
+            quantization=config.quantization,
+            trust_remote_code=config.trust_remote_code,
+        )
+        self._corpus = Corpus(
+            config.corpus,
+            self._subject.tokenizer,
+            num_embeddings=self._subject.num_embeddings,
+            mark_template=self._filter.template,
+        )
+        self._batch_tokens = config.batch_tokens or (2048 if self._subject.device.type == "cpu" else 8192)
+        self._readings = {coder.name: _reading(coder, self._subject) for coder in config.coders}
+        self._records = {coder.name: _record(coder, self._readings[coder.name], self._subject) for coder in config.coders}
+
+    def run(self) -> Path:
+        path = self._config.out.expanduser()
+        self._check_corpus_of_unfinished(path)
+        recorder = self._recorder(list(self._readings))
+        stream = self._corpus.contexts()
+        first = list(islice(stream, _PROBE_CONTEXTS))
+        l0 = self._expected_l0(recorder, first)
+        self._check_disk(path, l0)
+        with StoreWriter.create_or_resume(
+            path,
+            identity=self._identity(),
+            coders=self._records,
+            memory_budget_bytes=int(self._config.memory_budget),
+            l0=l0,
+            contexts_per_run=self._config.contexts_per_run,
+            document_columns=self._corpus.column_types(),
+            provenance=self._provenance(),
+        ) as writer:
+            contexts = chain(first, stream)
+            if writer.is_finished:
+                self._check_corpus_of_finished(read_manifest(path), contexts)
+                logger.info("%s has all of this already; nothing to do", path)
+                return path
+            wanted = writer.coder_names
+            recorder = self._recorder(wanted)
+            if not (path / MANIFEST).exists():
+                self._subject.tokenizer.save_pretrained(path / TOKENIZER)
+                write_vocabulary(path / TOKENIZER, *token_bytes(self._subject.tokenizer))
+            if not writer.has_all_runs:
+                self._record(writer, recorder, contexts)
+            writer.finish()
+        self._summarise(path, recorder, wanted)
+        return path
+
+    def _record(self, writer: StoreWriter, recorder: Recorder, contexts: Iterator[Context]) -> None:
+        """Read the corpus from its beginning; run the subject on the runs that are not committed."""
+        ctx_len = self._config.corpus.ctx_len
+        group = max(1, _BATCHES_PER_GROUP * self._batch_tokens // ctx_len)
+        if writer.committed_runs:
+            logger.info("going on after %d finished runs", writer.committed_runs)
+        with TokenProgress(self._config.corpus.num_tokens, self._config.progress) as progress:
+            while taken := list(islice(contexts, min(writer.room, group))):
+                first = writer.add_contexts(
+                    [context.tokens for context in taken],
+                    [context.segments for context in taken],
+                    documents=[document for context in taken for document in context.documents],
+                )
+                self._check_stop(writer)
+                if writer.is_committed:
+                    progress.skip(sum(len(context.tokens) for context in taken))
+                else:
+                    for num_tokens, found in recorder.batches(taken):
+                        for acts in found:
+                            writer.add_activations(acts.coder, acts.latents, acts.positions + first * ctx_len, acts.values)
+                        progress.advance(num_tokens)
+                        self._check_stop(writer)
+                if writer.room == 0:
+                    writer.close_run()
+            writer.close_run()
+        counts = self._corpus.counts
+        if counts.num_undecodable:
+            logger.warning("%d documents of the corpus could not be decoded and were left out", counts.num_undecodable)
+
+    def _check_stop(self, writer: StoreWriter) -> None:
+        if self._stop.reason is not None:
+            raise Interrupted(
+                f"stopped by {self._stop.reason} with {writer.committed_runs} finished runs in {writer.path}; "
+                "run the same command again to go on"
+            )
+
+    def _recorder(self, names: list[str]) -> Recorder:
+        return Recorder(
+            self._subject,
+            {name: self._readings[name] for name in names},
+            ctx_len=self._config.corpus.ctx_len,
+            token_filter=self._filter,
+            batch_tokens=self._batch_tokens,
+        )
+
+    def _expected_l0(self, recorder: Recorder, contexts: list[Context]) -> dict[str, float]:
+        """Return activations per token by coder: k where there is one, else measured on the first contexts."""
+        l0 = {name: float(record.k) for name, record in self._records.items() if record.k}
+        if len(l0) < len(self._records):
+            totals = dict.fromkeys(self._records, 0)
+            for _, found in recorder.batches(contexts):
+                for acts in found:
+                    totals[acts.coder] += len(acts.latents)
+            num_tokens = sum(len(context.tokens) for context in contexts)
+            l0 = {name: l0.get(name, max(1.0, totals[name] / num_tokens)) for name in self._records}
+        return l0
+
+    def _check_disk(self, path: Path, l0: Mapping[str, float]) -> None:
+        """Raise ResourceError when the store surely will not fit."""
+        num_tokens = self._config.corpus.num_tokens
+        there = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
+        free = shutil.disk_usage(there).free
+        if num_tokens is None or (path / MANIFEST).exists():
+            return
+        need = num_tokens * (4 + _BYTES_PER_ACTIVATION * sum(l0.values()))
+        if need > free:
+            raise ResourceError(
+                f"{path} needs about {need / 1e9:.1f} GB for {num_tokens:,} tokens at {sum(l0.values()):.0f} activations "
+                f"per token, and {there} has {free / 1e9:.1f} GB free; cache fewer tokens or choose another disk with --out"
+            )
+
+    def _identity(self) -> Identity:
+        corpus = self._config.corpus
+        return Identity(
+            ctx_len=corpus.ctx_len,
+            subject_digest=self._subject.weights_digest,
+            quantization=self._config.quantization,
+            packing=corpus.packing,
+            chat_template_digest=self._subject.chat_template_digest if corpus.messages is not None else None,
+            token_filter=self._filter.name,
+            bos_token_id=self._subject.bos_id,
+        )
+
+    def _provenance(self) -> dict[str, Any]:
+        return {
+            "subject": self._subject.name,
+            "subject_revision": self._subject.revision,
+            "dtype": self._subject.dtype,
+            "device": self._subject.device.type,
+            "batch_tokens": self._batch_tokens,
+            "corpus": self._config.corpus.identity(),
+            "corpus_fingerprint": self._corpus.fingerprint(),
+            "versions": {"autointerp": __version__} | {name: version(name) for name in ("torch", "transformers")},
+        }
+
+    def _check_corpus_of_unfinished(self, path: Path) -> None:
+        """Raise IdentityError when a store under way was started for another corpus."""
+        if (path / MANIFEST).exists() or not (path / STATE).exists():
+            return
+        there = read_json(path / STATE).get("provenance", {}).get("corpus")
+        here = self._config.corpus.identity()
+        differs = [name for name in here if there is not None and there.get(name) != here[name]]
+        if differs:
+            name = differs[0]
+            raise IdentityError(
+                f"{path} was started with corpus.{name} = {there.get(name)!r} and {here[name]!r} is wanted now; "
+                "use the former, or another folder"
+            )
+
+    def _check_corpus_of_finished(self, manifest: Manifest, contexts: Iterator[Context]) -> None:
+        """Raise IdentityError when a finished store holds other tokens; reads them again only where that is needed."""
+        made = manifest.provenance
+        fingerprint = self._corpus.fingerprint()
+        if (
+            made.get("corpus") == self._config.corpus.identity()
+            and fingerprint in (made.get("corpus_fingerprint"),)
+            and fingerprint
+        ):
+            return
+        logger.info("comparing the corpus with the one in %s", self._config.out)
+        wanted = self._identity().model_copy(update={"tokens_digest": tokens_digest(c.tokens for c in contexts).value()})
+        check_identity(manifest.identity, wanted, where=self._config.out)
+
+    def _summarise(self, path: Path, recorder: Recorder, names: list[str]) -> None:
+        """Log what was recorded, and warn where a coder hardly fits what it read."""
+        store = open_store(path)
+        seconds = time.monotonic() - self._started
+        for name in names:
+            reader = store.coder(name)
+            count = reader.latents["count"]
+            live, l0 = int((count > 0).sum()), float(count.sum()) / store.num_tokens
+            logger.info(
+                "%s: %d tokens, L0 %.1f, %d of %d latents live, %.1f s encoding",
+                name, store.num_tokens, l0, live, reader.width, recorder.seconds[name],
+            )  # fmt: skip
+            hookpoint = self._readings[name].hookpoint
+            if live < reader.width / 2:
+                logger.warning(
+                    "%s: %.0f%% of the latents never fire on this corpus; more tokens, or another hookpoint (now %s), may help",
+                    name, 100 * (1 - live / reader.width), hookpoint,
+                )  # fmt: skip
+            if l0 > max(500, reader.width / 10) or l0 < 1:
+                logger.warning(
+                    "%s: L0 is %.1f, which no trained coder means to have; check its hookpoint (now %s) and its format",
+                    name, l0, hookpoint,
+                )  # fmt: skip
+        logger.info("%s: %d tokens in %.1f s, %.0f tokens/s", path, store.num_tokens, seconds, store.num_tokens / seconds)
+
+
+def _reading(config: CoderConfig, subject: Subject) -> Reading:
+    coder = load_coder(config.source, hookpoint=config.hookpoint)
+    hookpoint = config.hookpoint or coder.spec.hookpoint
+    if hookpoint is None:
+        raise InputError(
+            f"the files of coder {config.name!r} do not say which hookpoint it reads; "
+            f"give one as {config.name}={config.source}@@HOOKPOINT"
+        )
+    try:
+        return Reading(coder, subject.resolve(hookpoint, default_side="in" if coder.spec.is_transcoder else "out"))
+    except InputError as error:
+        raise InputError(f"coder {config.name!r}: {error}") from None
+
+
+def _record(config: CoderConfig, reading: Reading, subject: Subject) -> CoderRecord:
+    spec = reading.coder.spec
+    return CoderRecord(
+        digest=spec.digest,
+        width=spec.width,
+        hookpoints=(reading.hookpoint,),
+        target=_target(reading.coder, reading.hookpoint, subject),
+        activation=spec.activation,
+        k=spec.k,
+        reading=dict(spec.reading),
+        format=spec.format,
+        source=spec.source,
+        revision=spec.revision,
+        d_in=spec.d_in,
+        d_out=spec.d_out,
+        is_transcoder=spec.is_transcoder,
+    )
+
+
+def _target(coder: Coder, hookpoint: str, subject: Subject) -> str | None:
+    """Return the full name of what a transcoder predicts: where its files name the module it reads, that module's output."""
+    spec = coder.spec
+    if spec.target is None:
+        return None
+    if spec.hookpoint is not None and spec.target.rpartition("@")[0] == spec.hookpoint.rpartition("@")[0]:
+        return f"{hookpoint.rpartition('@')[0]}@out"
+    try:
+        return subject.resolve(spec.target)
+    except InputError:
+        return None

@@ -1,0 +1,355 @@
+"""What a run would send, spend and write, from building the requests of a seeded sample of latents; nothing is sent.
+
+Counts are extrapolated to what is left to do, with a 95% interval over latents. Prompt tokens are counted by the engine's
+own tokenizer where it offers one, else four characters are taken for a token. Output tokens are those of earlier shards of
+the same method, or what the requests allow at most.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from autointerp.digest import hash64, seed_of
+from autointerp.errors import ConfigError, LLMError
+from autointerp.jobs.explain import ExplainConfig, explain_method, wanted_latents
+from autointerp.jobs.methods import build_explainer
+from autointerp.jobs.plan import extend_plan, read_plan
+from autointerp.jobs.runner import finished_keys
+from autointerp.jobs.score import Explanations, ScoreConfig, build_scorers, score_method, scored_selection
+from autointerp.jobs.session import Source, StoreSource, choose_coders
+from autointerp.jobs.signals import run_sync
+from autointerp.llm.engines import open_engine, prepare
+from autointerp.llm.settings import EngineConfig, Prices
+from autointerp.protocols import Engine, Explainer, Resources, Scorer
+from autointerp.records import Chat, Explanation, LatentExamples, Request, Text
+from autointerp.results.folder import Method, ResultsFolder
+from autointerp.results.write import Key, examples_batches, read_markers, read_rows, write_examples
+from autointerp.stats import Interval, mean_t
+
+logger = logging.getLogger("autointerp.jobs")
+
+SAMPLE = 32
+_CHARS_PER_TOKEN = 4
+_REPLY_BYTES = 350
+"""Of a line of the reply log, apart from the reply's text."""
+_STAND_IN = "The word after an opening bracket in argument lists of functions, mostly in code that wraps text."
+"""Text of an explanation that does not exist yet; of usual length."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """What one method would take. Intervals are over latents, for all that is left to do."""
+
+    stage: str
+    method: str
+    num_latents: int
+    """Latents left to do."""
+    num_sampled: int
+    requests: Interval
+    prompt_tokens: Interval
+    output_tokens: Interval
+    cost: Interval
+    disk_bytes: float
+    is_tokenized: bool
+    """Whether the engine's tokenizer counted; else four characters were taken for a token."""
+    is_output_bound: bool
+    """Whether output tokens are the most that requests allow, for want of earlier replies."""
+
+    def text(self) -> str:
+        """Return the estimate for people."""
+        tokens = "counted" if self.is_tokenized else "4 characters a token"
+        output = "at most" if self.is_output_bound else "as so far"
+        lines = [
+            f"{self.stage} {self.method}: {self.num_latents} latents left, from a sample of {self.num_sampled}",
+            f"  requests       {_rounded(self.requests)}",
+            f"  prompt tokens  {_rounded(self.prompt_tokens)} ({tokens})",
+            f"  output tokens  {_rounded(self.output_tokens)} ({output})",
+        ]
+        if self.cost.value:
+            lines.append(f"  cost           {self.cost.value:.2f} ({self.cost.low:.2f} to {self.cost.high:.2f})")
+        lines.append(f"  disk           {self.disk_bytes / 1e6:.1f} MB")
+        return "\n".join(lines)
+
+
+def _rounded(interval: Interval) -> str:
+    return f"{interval.value:,.0f} ({interval.low:,.0f} to {interval.high:,.0f})"
+
+
+@dataclass(frozen=True)
+class _Sampled:
+    """What one latent takes."""
+
+    requests: int
+    prompt: float
+    output: float
+    disk: float
+
+
+def plan_explain(config: ExplainConfig, *, sample: int = SAMPLE) -> list[Estimate]:
+    """Return what `explain` with this configuration would take."""
+    return run_sync(lambda stop: _plan_explain(config, sample))
+
+
+def plan_score(config: ScoreConfig, *, sample: int = SAMPLE) -> list[Estimate]:
+    """Return what `score` with this configuration would take, one estimate per scorer and control."""
+    return run_sync(lambda stop: _plan_score(config, sample))
+
+
+def plan_pipeline(config: ExplainConfig, scoring: Mapping[str, Any], *, sample: int = SAMPLE) -> list[Estimate]:
+    """Return what `explain` and then `score` with the settings `scoring` would take, before there is any explanation.
+
+    The score stage is planned in a folder that is thrown away, with explanations of usual length in place of real ones.
+    """
+    return run_sync(lambda stop: _plan_pipeline(config, scoring, sample))
+
+
+async def _plan_pipeline(config: ExplainConfig, scoring: Mapping[str, Any], sample: int) -> list[Estimate]:
+    found = await _plan_explain(config, sample)
+    with tempfile.TemporaryDirectory() as temporary:
+        source = StoreSource(config.store, config.selection)
+        folder = ResultsFolder.create(temporary, store_id=source.store_id, provenance={"store": source.path})
+        explainer = build_explainer(config.explainer, config.options)
+        engine = open_engine(config.engine, config.engine_options) if explainer.needs.engine and config.engine else None
+        try:
+            folder.register(explain_method(config, source, explainer, engine))
+        finally:
+            if engine is not None:
+                await engine.aclose()
+        scope = wanted_latents(config, source)
+        if scope is None:
+            scope = read_plan(ResultsFolder.open(config.results)).latents(
+                choose_coders(config.coders, source), only_requested=True
+            )
+        extend_plan(folder, scope)
+        found += await _plan_score(ScoreConfig.parse({**scoring, "results": temporary}, where="score"), sample)
+    return found
+
+
+async def _plan_explain(config: ExplainConfig, sample: int) -> list[Estimate]:
+    explainer = build_explainer(config.explainer, config.options)
+    source = StoreSource(config.store, config.selection)
+    engine = await _engine(config.engine, config.engine_options) if explainer.needs.engine else None
+    try:
+        return await estimate_explain(config, source, explainer, engine, sample=sample)
+    finally:
+        if engine is not None:
+            await engine.aclose()
+
+
+async def _plan_score(config: ScoreConfig, sample: int) -> list[Estimate]:
+    folder = ResultsFolder.open(config.results)
+    explainer = folder.explainer(config.explainer)
+    scorers = build_scorers(config)
+    source = StoreSource(config.store or Path(folder.provenance()["store"]), scored_selection(config, explainer))
+    needs_engine = any(scorer.needs.engine for scorer in scorers)
+    engine = await _engine(config.engine, config.engine_options) if needs_engine else None
+    try:
+        return await estimate_score(config, source, scorers, engine, sample=sample)
+    finally:
+        if engine is not None:
+            await engine.aclose()
+
+
+async def _engine(spec: str | None, options: EngineConfig) -> Engine | None:
+    """Open the engine, unless that loads a model; a server that does not answer yet is no obstacle to planning."""
+    if spec is None or spec.startswith(("hf:", "vllm:")):
+        return None
+    engine = open_engine(spec, options)
+    try:
+        await prepare(engine)
+    except LLMError as error:
+        logger.warning("the engine cannot be asked (%s); prompt tokens are estimated from characters", error)
+    return engine
+
+
+async def estimate_explain(
+    config: ExplainConfig, source: Source, explainer: Explainer, engine: Engine | None, *, sample: int = SAMPLE
+) -> list[Estimate]:
+    """Estimate the explain stage of an opened source."""
+    method = explain_method(config, source, explainer, engine)
+    scope = wanted_latents(config, source)
+    folder = ResultsFolder(config.results)
+    exists = (folder.path / "results.json").exists()
+    if scope is None:
+        if not exists:
+            raise ConfigError(f"{folder.path} has no plan yet and no latents are named; give --latents")
+        scope = read_plan(folder).latents(choose_coders(config.coders, source))
+    if "shuffled" in config.controls:
+        scope = {coder: _with_partners(latents, source.partners(coder)) for coder, latents in scope.items()}
+    done = _finished(folder, method) if exists else set()
+    left = [(coder, int(latent)) for coder, latents in scope.items() for latent in latents if (coder, int(latent)) not in done]
+    resources = Resources(vocabulary=source.vocabulary, seed=source.selection.seed, engine=engine)
+
+    async def of(latent: LatentExamples) -> Sequence[Request]:
+        return _requests(explainer, latent, resources)
+
+    return [await _estimate(config.engine_options.prices, folder, method, source, engine, left, of, sample, with_windows=True)]
+
+
+async def estimate_score(
+    config: ScoreConfig, source: Source, scorers: Sequence[Scorer], engine: Engine | None, *, sample: int = SAMPLE
+) -> list[Estimate]:
+    """Estimate the score stage of an opened source."""
+    folder = ResultsFolder.open(config.results)
+    explainer = folder.explainer(config.explainer)
+    plan = read_plan(folder)
+    explanations = Explanations(folder, explainer, plan)
+    scope = wanted_latents(config, source)
+    items = plan.items("score", scope if scope is not None or not config.coders else plan.latents(config.coders))
+    wanted = [key for shard in items.wanted_shards for key in items.wanted(shard)]
+    found = []
+    for scorer in scorers:
+        judge = engine if scorer.needs.engine else None
+        resources = Resources(vocabulary=source.vocabulary, seed=source.selection.seed, engine=judge)
+        for control in (None, *config.controls):
+            method = score_method(source, explainer, scorer, engine, control)
+            done = _finished(folder, method)
+            left = [key for key in wanted if key not in done]
+
+            async def of(latent: LatentExamples, scorer: Scorer = scorer, resources: Resources = resources) -> list[Request]:
+                rows = explanations.of((latent.coder, latent.latent)) or [_stand_in(latent, explainer)]
+                asked = [_requests(scorer, latent, row, resources) for row in rows if row.status == "ok"]
+                return [request for requests in asked for request in requests]
+
+            prices = config.engine_options.prices
+            found.append(await _estimate(prices, folder, method, source, judge, left, of, sample, with_windows=False))
+    return found
+
+
+def _requests(method: Explainer | Scorer, *arguments: object) -> Sequence[Request]:
+    build = getattr(method, "requests", None)
+    if build is None:
+        raise ConfigError(
+            f"{method.name!r} cannot say what it would ask: it has no method requests(); run it on a few latents instead"
+        )
+    requests: Sequence[Request] = build(*arguments)
+    return requests
+
+
+def _stand_in(latent: LatentExamples, explainer: Method) -> Explanation:
+    return Explanation(
+        coder=latent.coder,
+        latent=latent.latent,
+        explainer=explainer.name,
+        explainer_id=explainer.id,
+        selection_id=latent.selection_id,
+        status="ok",
+        text=_STAND_IN,
+    )
+
+
+def _with_partners(latents: np.ndarray, partners: np.ndarray) -> np.ndarray:
+    needed = partners[latents]
+    return np.union1d(latents, needed[needed >= 0])
+
+
+def _finished(folder: ResultsFolder, method: Method) -> set[Key]:
+    done: set[Key] = set()
+    for shard in read_markers(folder, method.stage, method.label):
+        done |= finished_keys(read_rows(folder, method, shard), method.stage)
+    return done
+
+
+async def _estimate(
+    prices: Prices,
+    folder: ResultsFolder,
+    method: Method,
+    source: Source,
+    engine: Engine | None,
+    left: list[Key],
+    requests_of: Callable[[LatentExamples], Awaitable[Sequence[Request]]],
+    sample: int,
+    *,
+    with_windows: bool,
+) -> Estimate:
+    keys = _sample(left, sample, seed=source.selection.seed)
+    measured = _measured_output(folder, method)
+    count = _Counter(engine)
+    sampled: list[_Sampled] = []
+    for key in keys:
+        latent = source.select(*key)
+        requests = await requests_of(latent) if latent.status == "ok" else []
+        prompt = sum([await count.tokens(request) for request in requests])
+        output = sum(request.max_tokens if measured is None else measured for request in requests)
+        disk = _windows_bytes(source, latent) if with_windows else 60.0 * (len(latent.positives) + len(latent.negatives))
+        sampled.append(_Sampled(len(requests), prompt, output, disk + len(requests) * _REPLY_BYTES + output * _CHARS_PER_TOKEN))
+    n = len(left)
+    costs = [(s.prompt * prices.input + s.output * prices.output) / 1e6 for s in sampled]
+    return Estimate(
+        stage=method.stage,
+        method=method.label,
+        num_latents=n,
+        num_sampled=len(sampled),
+        requests=_total([s.requests for s in sampled], n),
+        prompt_tokens=_total([s.prompt for s in sampled], n),
+        output_tokens=_total([s.output for s in sampled], n),
+        cost=_total(costs, n),
+        disk_bytes=float(np.mean([s.disk for s in sampled])) * n if sampled else 0.0,
+        is_tokenized=count.is_exact,
+        is_output_bound=measured is None,
+    )
+
+
+def _sample(keys: list[Key], count: int, *, seed: int) -> list[Key]:
+    names = np.array([seed_of(coder, latent) for coder, latent in keys], np.uint64)
+    return [keys[i] for i in np.argsort(hash64(seed_of("cost", seed), names), kind="stable")[:count]]
+
+
+def _total(values: Iterable[float], n: int) -> Interval:
+    """Extrapolate to `n` latents; a sample of all of them is exact."""
+    x = np.array(list(values), np.float64)
+    if not len(x) or len(x) == n:
+        total = float(x.sum())
+        return Interval(value=total, low=total, high=total, method="count")
+    mean = mean_t(x)
+    low = mean.low if np.isfinite(mean.low) else 0.0
+    high = mean.high if np.isfinite(mean.high) else 2 * mean.value
+    # The sampled latents themselves are known, so only the others are uncertain.
+    rest = n - len(x)
+    known = float(x.sum())
+    return Interval(value=mean.value * n, low=known + max(low, 0.0) * rest, high=known + high * rest, method="t")
+
+
+def _measured_output(folder: ResultsFolder, method: Method) -> float | None:
+    """Output tokens per request of this method so far."""
+    found = read_markers(folder, method.stage, method.label).values()
+    answered = sum(marker.num_sent - marker.num_failed for marker in found)
+    return sum(marker.usage.get("output_tokens", 0) for marker in found) / answered if answered else None
+
+
+def _windows_bytes(source: Source, latent: LatentExamples) -> float:
+    batches = examples_batches(latent, source.vocabulary)
+    if not batches:
+        return 0.0
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "windows.parquet"
+        write_examples(path, {(latent.coder, latent.latent): batches})
+        return float(path.stat().st_size)
+
+
+class _Counter:
+    """Counts prompt tokens, by the engine as long as it can."""
+
+    def __init__(self, engine: Engine | None) -> None:
+        self._engine = engine if engine is not None and engine.capabilities.tokenize else None
+        self.is_exact = self._engine is not None
+
+    async def tokens(self, request: Request) -> float:
+        """Return the length of a prompt."""
+        prompt = request.prompt
+        if not isinstance(prompt, (Chat, Text)):
+            return len(prompt.ids)
+        texts = [text for _, text in prompt.messages] if isinstance(prompt, Chat) else [prompt.text]
+        if self._engine is not None:
+            try:
+                return float(sum([len(await self._engine.tokenize(text)) for text in texts]))
+            except LLMError:
+                self._engine, self.is_exact = None, False
+        return sum(len(text) for text in texts) / _CHARS_PER_TOKEN

@@ -1,0 +1,253 @@
+"""The explain stage: plans latents, lets an explainer write about each, commits explanations and the windows they rest on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import Field
+
+from autointerp.config import RUNTIME
+from autointerp.digest import short
+from autointerp.errors import ConfigError
+from autointerp.examples.selection import SelectionConfig, selection_id
+from autointerp.jobs.latents import FORMS, choose_latents
+from autointerp.jobs.methods import build_explainer, check_needs
+from autointerp.jobs.plan import SHARD_LATENTS, Items, Plan, extend_plan, read_plan
+from autointerp.jobs.progress import OnProgress
+from autointerp.jobs.runner import RunReport
+from autointerp.jobs.session import (
+    Control,
+    Source,
+    StageConfig,
+    StoreSource,
+    choose_coders,
+    describe_run,
+    empty_latent,
+    engine_identity,
+    explain_part,
+    open_prepared,
+    run_works,
+    selection_digest,
+)
+from autointerp.jobs.shards import Leases
+from autointerp.jobs.signals import StopFlag, run_sync
+from autointerp.protocols import Engine, Explainer, Resources
+from autointerp.records import Explanation, LatentExamples, Status
+from autointerp.results.folder import Method, ResultsFolder, shard_name
+from autointerp.results.write import Key, ShardRows, examples_batches, explanation_id, write_examples
+
+EXAMPLES_UP_TO = 100_000
+"""Latents of a plan up to which the windows are written by default."""
+
+
+class ExplainConfig(StageConfig):
+    """Settings of the explain stage."""
+
+    store: Path
+    """The store to read."""
+    results: Path
+    """The results folder to write or to add to."""
+    explainer: str = "default"
+    """``default``, ``lexical``, or ``module:Class``."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Settings of the explainer."""
+    selection: SelectionConfig = Field(default_factory=SelectionConfig)
+    """Which examples are shown, and later scored."""
+    controls: tuple[Control, ...] = ()
+    """``shuffled``: also explain the latents whose explanations this control will swap in; about twice the work."""
+    shard_latents: int = Field(default=SHARD_LATENTS, ge=1, json_schema_extra=RUNTIME)
+    """Latents per new shard."""
+    examples: bool | None = Field(default=None, json_schema_extra=RUNTIME)
+    """Whether windows are written with their text; None = for plans of up to 100k latents."""
+
+
+def explain(config: ExplainConfig, *, progress: bool | OnProgress | None = None) -> RunReport:
+    """Explain latents; works in a script and in a notebook.
+
+    `progress`: True a bar, False log lines, None what suits the terminal, or a function of (finished, total).
+    Raises: Interrupted after SIGINT, SIGTERM or SIGUSR1; InputError and LLMError as the exit codes say.
+    """
+    return run_sync(lambda stop: aexplain(config, progress=progress, stop=stop))
+
+
+async def aexplain(
+    config: ExplainConfig, *, progress: bool | OnProgress | None = None, stop: StopFlag | None = None
+) -> RunReport:
+    """Explain latents, in the caller's event loop. When it is cancelled, finished work is committed first."""
+    explainer = build_explainer(config.explainer, config.options)
+    source = StoreSource(config.store, config.selection)
+    engine = await open_prepared(config.engine, config.engine_options) if explainer.needs.engine else None
+    try:
+        return await explain_from(config, source, explainer, engine, progress=progress, stop=stop)
+    finally:
+        if engine is not None:
+            await engine.aclose()
+
+
+async def explain_from(
+    config: ExplainConfig,
+    source: Source,
+    explainer: Explainer,
+    engine: Engine | None,
+    *,
+    progress: bool | OnProgress | None = None,
+    stop: StopFlag | None = None,
+) -> RunReport:
+    """Explain latents of an opened source with an opened engine."""
+    await check_needs("explainer", explainer.name, explainer.needs, engine)
+    method = explain_method(config, source, explainer, engine)
+    scope = wanted_latents(config, source)
+    folder = ResultsFolder.create(config.results, store_id=source.store_id, provenance={"store": source.path})
+    for coder in scope if scope is not None else choose_coders(config.coders, source):
+        folder.register_coder(coder, source.coder_ids[coder])
+    folder.register(method)
+    folder.record_run("explain", describe_run("explain", config))
+    plan, items = plan_items(config, folder, source, scope)
+    leases = Leases(folder.leases, expiry_s=config.lease_expiry_s)
+    try:
+        with_examples = len(plan) <= EXAMPLES_UP_TO if config.examples is None else config.examples
+        work = ExplainWork(folder, source, explainer, method, leases, with_examples=with_examples)
+        return await run_works(
+            config,
+            folder,
+            [work],
+            items,
+            engine=engine,
+            read_examples=work.read_examples,
+            requests_per_latent=1,
+            leases=leases,
+            progress=progress,
+            stop=stop,
+        )
+    finally:
+        leases.close()
+
+
+def explain_method(config: ExplainConfig, source: Source, explainer: Explainer, engine: Engine | None) -> Method:
+    """Return the identity of an explainer: itself, its engine, and the rules by which its examples are chosen."""
+    return Method(
+        stage="explain",
+        name=explainer.name,
+        model=engine.id.model if engine is not None else "none",
+        identity={
+            "explainer": explainer.name,
+            "settings": dict(explainer.identity()),
+            "engine": engine_identity(engine),
+            "selection": selection_digest(explain_part(source.selection)),
+        },
+        settings={
+            "explainer": config.explainer,
+            "options": config.options,
+            "selection": source.selection.identity(),
+        },
+    )
+
+
+def wanted_latents(config: StageConfig, source: Source) -> dict[str, np.ndarray] | None:
+    """Return the latents that `config` names, by coder; None = all that is planned."""
+    if config.latents is None:
+        return None
+    seed = source.selection.seed
+    coders = choose_coders(config.coders, source)
+    return {coder: choose_latents(config.latents, source.statistics(coder), seed=seed) for coder in coders}
+
+
+def plan_items(
+    config: ExplainConfig, folder: ResultsFolder, source: Source, scope: Mapping[str, np.ndarray] | None
+) -> tuple[Plan, Items]:
+    """Add what is wanted to the plan; return it and the work of this run.
+
+    Raises: ConfigError when nothing is wanted and nothing planned.
+    """
+    partners = source.partners if "shuffled" in config.controls else None
+    if scope is None:
+        plan = read_plan(folder)
+        if not len(plan):
+            raise ConfigError(f"{folder.path} has no plan yet and no latents are named; give --latents, {FORMS}")
+        if partners is not None:
+            requested = plan.latents(choose_coders(config.coders, source), only_requested=True)
+            plan = extend_plan(folder, requested, partners=partners, shard_latents=config.shard_latents)
+        return plan, plan.items("explain", plan.latents(config.coders) if config.coders else None)
+    plan = extend_plan(folder, scope, partners=partners, shard_latents=config.shard_latents)
+    wanted = dict(scope)
+    if partners is not None:
+        for coder, latents in scope.items():
+            needed = partners(coder)[latents]
+            wanted[coder] = np.union1d(latents, needed[needed >= 0])
+    return plan, plan.items("explain", wanted)
+
+
+class ExplainWork:
+    """What the runner does with one latent in this stage."""
+
+    def __init__(
+        self,
+        folder: ResultsFolder,
+        source: Source,
+        explainer: Explainer,
+        method: Method,
+        leases: Leases,
+        *,
+        with_examples: bool,
+    ) -> None:
+        self.method = method
+        self._folder, self._source, self._explainer, self._leases = folder, source, explainer, leases
+        self._with_examples = with_examples
+        self._selection_label = f"selection-{short(selection_digest(source.selection))}"
+        shown = explain_part(source.selection)
+        self._selection_ids = {name: selection_id(source.store_id, coder, shown) for name, coder in source.coder_ids.items()}
+        self._windows: dict[Key, list[Any]] = {}
+
+    def read_examples(self, coder: str, latent: int) -> LatentExamples:
+        """Return a latent's examples; keeps their text for the shard's commit."""
+        examples = self._source.select(coder, latent)
+        if self._with_examples:
+            self._windows[coder, latent] = examples_batches(examples, self._source.vocabulary)
+        return examples
+
+    def is_ready(self, key: Key) -> bool:
+        return True
+
+    async def process(self, latent: LatentExamples, engine: Engine | None) -> ShardRows:
+        resources = Resources(vocabulary=self._source.vocabulary, seed=self._source.selection.seed, engine=engine)
+        rows = await self._explainer.explain(latent, resources)
+        return ShardRows(explanations=[self._filled(row, latent) for row in rows])
+
+    def without_result(self, latent: LatentExamples, status: Status) -> ShardRows:
+        row = Explanation(
+            coder=latent.coder,
+            latent=latent.latent,
+            explainer=self.method.name,
+            explainer_id=self.method.id,
+            selection_id=latent.selection_id,
+            status=status,
+            text=None,
+            model=self.method.model,
+        )
+        return ShardRows(explanations=[self._filled(row, latent)])
+
+    def without_examples(self, key: Key) -> LatentExamples:
+        return empty_latent(self._source, key)
+
+    def before_commit(self, shard: int, keys: Iterable[Key]) -> None:
+        batches = {key: self._windows.pop(key) for key in keys if key in self._windows}
+        if not batches:
+            return
+        label = self._selection_label
+        # Another explainer with the same selection may be writing the same windows.
+        with self._leases.waiting(f"examples/{label}/{shard_name(shard)}"):
+            write_examples(self._folder.examples(label, shard), batches)
+
+    def _filled(self, row: Explanation, latent: LatentExamples) -> Explanation:
+        row = row.with_(
+            coder=latent.coder,
+            latent=latent.latent,
+            explainer=self.method.name,
+            explainer_id=self.method.id,
+            selection_id=self._selection_ids[latent.coder],
+            density=latent.density,
+        )
+        return row.with_(explanation_id=explanation_id(row))

@@ -1,0 +1,83 @@
+"""Builds explainers and scorers by name or ``module:Class``, and checks what they need before anything is spent."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any
+
+from autointerp.errors import ConfigError, nearest
+from autointerp.explainers import REGISTRY as EXPLAINERS
+from autointerp.llm.engines import check_constraint
+from autointerp.protocols import Engine, Explainer, Needs, Scorer
+from autointerp.results.folder import check_method_name
+from autointerp.scorers import REGISTRY as SCORERS
+
+
+def build_explainer(name: str, options: Mapping[str, Any]) -> Explainer:
+    """Return the explainer `name`, or ``module:Class``, with `options`.
+
+    Raises: ConfigError when there is none, or an option is unknown.
+    """
+    built: Explainer = _build("explainer", name, EXPLAINERS, options)
+    return built
+
+
+def build_scorer(name: str, options: Mapping[str, Any]) -> Scorer:
+    """Return the scorer `name`, or ``module:Class``, with `options`.
+
+    Raises: ConfigError when there is none, or an option is unknown.
+    """
+    built: Scorer = _build("scorer", name, SCORERS, options)
+    return built
+
+
+def _build(kind: str, name: str, registry: Mapping[str, str], options: Mapping[str, Any]) -> Any:
+    target = registry.get(name, name)
+    module, colon, attribute = target.partition(":")
+    if not colon:
+        raise ConfigError(f"there is no {kind} {name!r}; {nearest(name, registry)} (or module:Class of your own)")
+    try:
+        found = getattr(import_module(module), attribute)
+    except ModuleNotFoundError as error:
+        if error.name is None or not (module == error.name or module.startswith(error.name + ".")):
+            raise
+        raise ConfigError(f"the {kind} {name!r} cannot be loaded: there is no module {module!r}") from None
+    except AttributeError:
+        raise ConfigError(f"the {kind} {name!r} cannot be loaded: {module} has no {attribute!r}") from None
+    config_class = getattr(found, "Config", None)
+    if config_class is not None:
+        method = found(config_class.parse(options, where=f"the options of {kind} {name!r}"))
+    elif options:
+        raise ConfigError(f"the {kind} {name!r} takes no options, {', '.join(sorted(options))} given")
+    else:
+        method = found()
+    check_method_name(method.name)
+    return method
+
+
+async def check_needs(kind: str, name: str, needs: Needs, engine: Engine | None) -> None:
+    """Check that `engine` can do what a method needs; a constraint is tried out, for some servers ignore it.
+
+    Raises: ConfigError naming the first thing that is missing.
+    """
+    if needs.embedder or needs.subject:
+        missing = "an embedder" if needs.embedder else "the subject model"
+        raise ConfigError(f"the {kind} {name!r} needs {missing}, which this command cannot give yet; choose another {kind}")
+    if not (needs.engine or needs.labels or needs.constraints or needs.prompt_logprobs):
+        return
+    if engine is None:
+        raise ConfigError(f"the {kind} {name!r} needs an LLM: give --engine, such as openai:MODEL@http://localhost:8000/v1")
+    capabilities = engine.capabilities
+    for wanted, has, what in (
+        (needs.labels, capabilities.labels, "label probabilities"),
+        (needs.constraints, capabilities.constraints, "constrained output"),
+        (needs.prompt_logprobs, capabilities.prompt_logprobs, "log-probabilities of the prompt"),
+    ):
+        if wanted and not has:
+            raise ConfigError(
+                f"the {kind} {name!r} needs {what}, which {engine.id.kind}:{engine.id.model} does not give; "
+                f"choose another engine or another variant of the {kind}"
+            )
+    if needs.constraints:
+        await check_constraint(engine)

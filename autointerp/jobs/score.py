@@ -1,0 +1,318 @@
+"""The score stage: lets scorers grade the explanations of a folder, and the same scorers grade controls.
+
+Under the control ``shuffled`` a latent's examples are judged by the explanation of its partner, another latent that fires
+about as often: what a score is worth is its distance from that.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import Field
+
+from autointerp import tables
+from autointerp.errors import ConfigError, IdentityError
+from autointerp.examples.negatives import NEGATIVES
+from autointerp.examples.selection import SelectionConfig
+from autointerp.jobs.explain import wanted_latents
+from autointerp.jobs.methods import build_scorer, check_needs
+from autointerp.jobs.plan import Plan, read_plan
+from autointerp.jobs.progress import OnProgress
+from autointerp.jobs.runner import RunReport
+from autointerp.jobs.session import (
+    Control,
+    Source,
+    StageConfig,
+    StoreSource,
+    choose_coders,
+    describe_run,
+    empty_latent,
+    engine_identity,
+    explain_part,
+    open_prepared,
+    run_works,
+    selection_digest,
+)
+from autointerp.jobs.shards import Leases
+from autointerp.jobs.signals import StopFlag, run_sync
+from autointerp.protocols import Engine, Resources, Scorer
+from autointerp.records import RETRYABLE, Explanation, LatentExamples, Score, Status
+from autointerp.results.folder import Method, ResultsFolder
+from autointerp.results.write import Key, ShardRows
+
+_CACHED_SHARDS = 16
+
+
+class ScoreConfig(StageConfig):
+    """Settings of the score stage."""
+
+    results: Path
+    """The results folder with the explanations."""
+    store: Path | None = None
+    """The store they were made from; None = where the folder says it is."""
+    explainer: str | None = None
+    """Explainer to grade, by name or folder name; None = the only one."""
+    scorers: tuple[str, ...] = ("detection", "fuzzing")
+    """Scorers by name or ``module:Class``."""
+    options: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """Settings of scorers, by the names in `scorers`."""
+    controls: tuple[Control, ...] = ()
+    """Controls to run beside the scorers."""
+    selection: SelectionConfig | None = None
+    """Which examples are scored; None = as explained. Only counts and sources of scored examples may differ from that."""
+
+
+def score(config: ScoreConfig, *, progress: bool | OnProgress | None = None) -> RunReport:
+    """Grade explanations; works in a script and in a notebook.
+
+    `progress`: True a bar, False log lines, None what suits the terminal, or a function of (finished, total).
+    Raises: Interrupted after SIGINT, SIGTERM or SIGUSR1; InputError and LLMError as the exit codes say.
+    """
+    return run_sync(lambda stop: ascore(config, progress=progress, stop=stop))
+
+
+async def ascore(config: ScoreConfig, *, progress: bool | OnProgress | None = None, stop: StopFlag | None = None) -> RunReport:
+    """Grade explanations, in the caller's event loop. When it is cancelled, finished work is committed first."""
+    folder = ResultsFolder.open(config.results)
+    explainer = folder.explainer(config.explainer)
+    scorers = build_scorers(config)
+    source = StoreSource(config.store or Path(folder.provenance()["store"]), scored_selection(config, explainer))
+    needs_engine = any(scorer.needs.engine for scorer in scorers)
+    engine = await open_prepared(config.engine, config.engine_options) if needs_engine else None
+    try:
+        return await score_from(config, source, scorers, engine, progress=progress, stop=stop)
+    finally:
+        if engine is not None:
+            await engine.aclose()
+
+
+def build_scorers(config: ScoreConfig) -> list[Scorer]:
+    """Return the scorers that `config` names.
+
+    Raises: ConfigError when one is unknown, or options are given for one that is not named.
+    """
+    stray = sorted(set(config.options) - set(config.scorers))
+    if stray:
+        raise ConfigError(f"options are given for {stray[0]!r}, which is not among the scorers {', '.join(config.scorers)}")
+    return [build_scorer(name, config.options.get(name, {})) for name in config.scorers]
+
+
+def scored_selection(config: ScoreConfig, explainer: Method) -> SelectionConfig:
+    """Return the selection to score with.
+
+    Raises: IdentityError when it would part the pools otherwise than the explainer's did.
+    """
+    explained = SelectionConfig.parse(explainer.settings["selection"], where=f"the selection of {explainer.label}")
+    if config.selection is None:
+        return explained
+    before, now = explain_part(explained).identity(), explain_part(config.selection).identity()
+    for name, value in before.items():
+        if now[name] != value:
+            raise IdentityError(
+                f"the explanations of {explainer.label} were made with selection.{name} = {value!r} and are to be scored with "
+                f"{now[name]!r}: examples that were explained could be scored; leave it as it was, or explain again"
+            )
+    return config.selection
+
+
+async def score_from(
+    config: ScoreConfig,
+    source: Source,
+    scorers: Sequence[Scorer],
+    engine: Engine | None,
+    *,
+    progress: bool | OnProgress | None = None,
+    stop: StopFlag | None = None,
+) -> RunReport:
+    """Grade explanations with an opened source, scorers and judge."""
+    folder = ResultsFolder.create(config.results, store_id=source.store_id, provenance={"store": source.path})
+    explainer = folder.explainer(config.explainer)
+    for scorer in scorers:
+        await check_needs("scorer", scorer.name, scorer.needs, engine)
+    coders = choose_coders(config.coders, source)
+    for coder in coders:
+        folder.register_coder(coder, source.coder_ids[coder])
+    plan = read_plan(folder)
+    scope = wanted_latents(config, source)
+    if scope is None and config.coders:
+        scope = plan.latents(coders)
+    items = plan.items("score", scope)
+    if not items.num_wanted:
+        raise ConfigError(f"{folder.path} has none of these latents in its plan; run `autointerp explain` on them first")
+    explanations = Explanations(folder, explainer, plan)
+    works = [
+        ScoreWork(source, scorer, score_method(source, explainer, scorer, engine, control), explanations)
+        for scorer in scorers
+        for control in (None, *config.controls)
+    ]
+    for work in works:
+        folder.register(work.method)
+    folder.record_run("score", describe_run("score", config))
+    leases = Leases(folder.leases, expiry_s=config.lease_expiry_s)
+    try:
+        return await run_works(
+            config,
+            folder,
+            works,
+            items,
+            engine=engine,
+            read_examples=source.select,
+            requests_per_latent=8,
+            leases=leases,
+            progress=progress,
+            stop=stop,
+        )
+    finally:
+        leases.close()
+
+
+def score_method(source: Source, explainer: Method, scorer: Scorer, engine: Engine | None, control: str | None) -> Method:
+    """Return the identity of a scorer: itself, its judge, what it grades, its examples, and the control."""
+    judge = engine if scorer.needs.engine else None
+    return Method(
+        stage="score",
+        name=scorer.name,
+        model=judge.id.model if judge is not None else "rule",
+        control=control,
+        explainer=explainer.label,
+        identity={
+            "explainer_id": explainer.id,
+            "scorer": scorer.name,
+            "settings": dict(scorer.identity()),
+            "judge": engine_identity(judge),
+            "control": control,
+            "selection": selection_digest(source.selection),
+        },
+        settings={"selection": source.selection.identity()},
+    )
+
+
+class Explanations:
+    """The explanations of one explainer by latent, read shard by shard; a few shards are kept in memory."""
+
+    def __init__(self, folder: ResultsFolder, explainer: Method, plan: Plan) -> None:
+        self._folder, self.explainer = folder, explainer
+        self._shard_of: Callable[[Key], int | None] = plan.explained_in()
+        self._lock = threading.Lock()
+        self._shards: OrderedDict[int, dict[Key, list[Explanation]]] = OrderedDict()
+
+    def of(self, key: Key) -> list[Explanation]:
+        """Return the rows of a latent, whatever their status; empty when it was not explained yet."""
+        shard = self._shard_of(key)
+        if shard is None:
+            return []
+        with self._lock:
+            return self._rows(shard).get(key, [])
+
+    def _rows(self, shard: int) -> dict[Key, list[Explanation]]:
+        if shard not in self._shards:
+            rows: dict[Key, list[Explanation]] = {}
+            path = self._folder.table("explanations", self.explainer, shard)
+            if path.exists():
+                for row in tables.explanations_from(tables.read_parquet(path)):
+                    rows.setdefault((row.coder, row.latent), []).append(row)
+            self._shards[shard] = rows
+            while len(self._shards) > _CACHED_SHARDS:
+                self._shards.popitem(last=False)
+        self._shards.move_to_end(shard)
+        return self._shards[shard]
+
+
+class ScoreWork:
+    """What the runner does with one latent for one scorer and control."""
+
+    def __init__(self, source: Source, scorer: Scorer, method: Method, explanations: Explanations) -> None:
+        self.method = method
+        self._explainer = explanations.explainer.name
+        self._source, self._scorer, self._explanations = source, scorer, explanations
+
+    def is_ready(self, key: Key) -> bool:
+        partner = self._partner(key)
+        return bool(self._explanations.of(key)) and (partner is None or bool(self._explanations.of(partner)))
+
+    def without_examples(self, key: Key) -> LatentExamples:
+        return empty_latent(self._source, key)
+
+    def before_commit(self, shard: int, keys: Iterable[Key]) -> None:
+        """Do nothing: this stage writes nothing but rows."""
+
+    def without_result(self, latent: LatentExamples, status: Status) -> ShardRows:
+        own = self._explanations.of((latent.coder, latent.latent))
+        return ShardRows(scores=[self._empty(latent, row, status) for row in own])
+
+    async def process(self, latent: LatentExamples, engine: Engine | None) -> ShardRows:
+        key = (latent.coder, latent.latent)
+        own = self._explanations.of(key)
+        unusable = [row for row in own if row.status != "ok"]
+        rows = ShardRows(scores=[self._empty(latent, row, row.status) for row in unusable])
+        if len(unusable) == len(own):
+            return rows
+        graded = [row for row in own if row.status == "ok"]
+        if self.method.control is not None:
+            partner = self._partner(key)
+            theirs = self._explanations.of(partner) if partner is not None else []
+            graded = [row for row in theirs if row.status == "ok"]
+            if not graded:
+                # A partner that a later run may explain leaves this latent for that run.
+                may_come = any(row.status in RETRYABLE for row in theirs)
+                rows.scores.append(self._empty(latent, None, "no_reply" if may_come else "not_applicable"))
+        judge = engine if self._scorer.needs.engine else None
+        resources = Resources(vocabulary=self._source.vocabulary, seed=self._source.selection.seed, engine=judge)
+        for row in graded:
+            rows.extend(await self._score(latent, row, resources))
+        return rows
+
+    async def _score(self, latent: LatentExamples, row: Explanation, resources: Resources) -> ShardRows:
+        result = await self._scorer.score(latent, row, resources, control=self.method.control)
+        filled: dict[str, Any] = {
+            "coder": latent.coder,
+            "latent": latent.latent,
+            "explanation_id": row.explanation_id,
+            "scorer": self.method.name,
+            "scorer_id": self.method.id,
+            "control": self.method.control,
+        }
+        return ShardRows(
+            verdicts=[replace(verdict, **filled) for verdict in result.verdicts],
+            scores=[
+                replace(score, **filled, selection_id=latent.selection_id, explainer=self._explainer) for score in result.scores
+            ],
+        )
+
+    def _partner(self, key: Key) -> Key | None:
+        if self.method.control is None:
+            return None
+        partner = int(np.asarray(self._source.partners(key[0]))[key[1]])
+        return (key[0], partner) if partner >= 0 else None
+
+    def _empty(self, latent: LatentExamples, row: Explanation | None, status: Status) -> Score:
+        """The row of a latent without a score: of the headline metric, so that coverage can be read from it."""
+        return Score(
+            coder=latent.coder,
+            latent=latent.latent,
+            explanation_id=row.explanation_id if row is not None else "",
+            scorer=self.method.name,
+            scorer_id=self.method.id,
+            selection_id=latent.selection_id,
+            control=self.method.control,
+            judge=self.method.model,
+            explainer=self._explainer,
+            metric=str(getattr(self._scorer, "headline", "balanced_accuracy")),
+            is_headline=True,
+            negatives=getattr(self._scorer, "negatives", None) or NEGATIVES[self._source.selection.negatives[0]].label,
+            quantile=None,
+            status=status,
+            value=None,
+            ci_low=None,
+            ci_high=None,
+            ci_method="none",
+            chance=None,
+            disjoint=latent.disjoint,
+            num_scored=0,
+        )
