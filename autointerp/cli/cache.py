@@ -1,0 +1,107 @@
+"""``autointerp cache``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from autointerp.cli.options import bundled_source, resolve, settings_options
+from autointerp.errors import ConfigError
+
+_UNITS = {"k": 1_000, "m": 1_000_000, "b": 1_000_000_000}
+
+
+def _count(_ctx: click.Context, _param: click.Parameter, value: str | None) -> int | None:
+    if value is None:
+        return None
+    text = value.strip().lower().replace("_", "").replace(",", "")
+    try:
+        return int(float(text[:-1]) * _UNITS[text[-1]]) if text[-1:] in _UNITS else int(text)
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is no number of tokens; expected one such as 10M, 500k or 262144") from None
+
+
+@click.command("cache")
+@click.option("--subject", metavar="MODEL", help="Folder or hub id of a causal language model; or bundled:model.")
+@click.option("--corpus", metavar="SOURCE", help="stdlib | dataset id | .parquet | .jsonl | .txt | folder.  [default: stdlib]")
+@click.option("--coder", "coders", multiple=True, metavar="NAME=SOURCE[@@HOOKPOINT]", help="A sparse coder; may be repeated.")
+@click.option("--tokens", callback=_count, metavar="N", help="Stop after N tokens: 10M, 500k.  [default: 10M]")
+@click.option("--ctx-len", type=int, help="Tokens per context.  [default: 256]")
+@click.option("--text-column", help="The column with the text.  [default: text]")
+@click.option("--messages", metavar="COLUMN", help="A column of chat messages, rendered with the subject's chat template.")
+@click.option("--keep-columns", metavar="A,B", help="Columns kept for every document.")
+@click.option("--token-filter", help="Activations dropped: bos, special, template, first:N, none.  [default: bos]")
+@click.option("--device", help="auto, cpu, cuda, cuda:1, mps.  [default: auto]")
+@click.option("--dtype", help="auto, float32, bfloat16, float16; coders always run in float32.  [default: auto]")
+@click.option("--device-map", help="Split the subject over devices, as accelerate does.")
+@click.option("--quantization", type=click.Choice(["4bit", "8bit"]), help="Quantise the subject with bitsandbytes.")
+@click.option("--memory-budget", metavar="SIZE", help="Memory for activations on their way to disk.  [default: 1GiB]")
+@click.option("--out", type=click.Path(path_type=Path), help="The store.  [default: cache/SUBJECT]")
+@click.option(
+    "--list-hookpoints",
+    is_flag=False,
+    flag_value="*",
+    metavar="[GLOB]",
+    help="Only list where the subject can be read: 'layers.*.mlp@in'.",
+)
+@settings_options
+def command(
+    config_file: Path | None,
+    settings: tuple[str, ...],
+    subject: str | None,
+    coders: tuple[str, ...],
+    keep_columns: str | None,
+    list_hookpoints: str | None,
+    **flags: Any,
+) -> None:
+    r"""Run a subject model over a corpus and record where each latent fires.
+
+    \b
+    The bundled model:  autointerp cache --subject bundled:model --coder sae=bundled:sae@@layers.2 --tokens 262k
+    Your own:           autointerp cache --subject google/gemma-2-2b --corpus monology/pile-uncopyrighted \\
+                          --coder res12=google/gemma-scope-2b-pt-res:layer_12/width_16k/average_l0_82 --tokens 10M
+    \b
+    A coder's hookpoint (MODULE.PATH@in or @out) is read from its files where they say it; @@HOOKPOINT states it.
+    The same command resumes after a kill; with one more --coder it adds that coder to a finished store.
+    """
+    from autointerp.jobs.cache import CacheConfig, cache
+
+    if list_hookpoints is not None:
+        _list_hookpoints(subject, list_hookpoints)
+        return
+    corpus = {
+        "source": flags.pop("corpus"),
+        "num_tokens": flags.pop("tokens"),
+        "ctx_len": flags.pop("ctx_len"),
+        "text_column": flags.pop("text_column"),
+        "messages": flags.pop("messages"),
+        "keep_columns": keep_columns.split(",") if keep_columns else None,
+    }
+    given = {name: value for name, value in corpus.items() if value is not None}
+    flags |= {"corpus": given, "coders": [_coder(text) for text in coders] or None}
+    if subject is not None:
+        flags["subject"] = str(bundled_source(subject))
+        flags["out"] = flags["out"] or Path("cache") / Path(subject.removeprefix("bundled:")).name
+    values = resolve("cache", config_file, settings, flags)
+    click.echo(f"store: {cache(CacheConfig.parse(values, where='cache'))}")
+
+
+def _coder(text: str) -> dict[str, str]:
+    name, equals, rest = text.partition("=")
+    if not equals or not name or not rest:
+        raise ConfigError(f"--coder {text}: expected NAME=SOURCE, such as sae=EleutherAI/sae-pythia-160m-32k:layers.6")
+    source, at, hookpoint = rest.partition("@@")
+    coder = {"name": name, "source": str(bundled_source(source))}
+    return {**coder, "hookpoint": hookpoint} if at else coder
+
+
+def _list_hookpoints(subject: str | None, pattern: str) -> None:
+    from autointerp.subject.model import load_subject
+
+    if subject is None:
+        raise ConfigError("--list-hookpoints needs --subject")
+    loaded = load_subject(str(bundled_source(subject)))
+    for hookpoint in loaded.hookpoints() if pattern == "*" else loaded.resolve_globs([pattern]):
+        click.echo(hookpoint)

@@ -1,0 +1,66 @@
+"""``autointerp plan``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from autointerp.cli.options import bundled_source, engine_flags, engine_options, resolve, settings_options, stage_options
+
+
+@click.command("plan")
+@click.argument("store", type=click.Path(path_type=Path))
+@click.option(
+    "--out", "results", type=click.Path(path_type=Path), help="The results folder, if there is one.  [default: results/STORE]"
+)
+@click.option("--explainer", help="default, lexical or module:Class.  [default: default]")
+@click.option(
+    "--scorer", "scorers", multiple=True, help="detection, fuzzing or module:Class; may be repeated.  [default: both]"
+)
+@click.option("--control/--no-control", "control", default=True, help="Count the shuffled control, too.  [default: on]")
+@click.option("--sample", type=int, default=32, show_default=True, help="Latents whose requests are built and counted.")
+@stage_options
+@engine_options
+@settings_options
+def command(
+    store: Path,
+    config_file: Path | None,
+    settings: tuple[str, ...],
+    scorers: tuple[str, ...],
+    control: bool,
+    sample: int,
+    engine: str | None,
+    **flags: Any,
+) -> None:
+    r"""Count requests, tokens, cost and disk of explaining and scoring, before anything is spent. Nothing is sent.
+
+    \b
+    Example:  autointerp plan cache/gpt2 --engine openai:MODEL@URL --latents random:10000 \\
+                --set engine_options.prices.input=0.1 --set engine_options.prices.output=0.4
+
+    The requests of a seeded sample of latents are built and counted; what is done in the results folder already is left out.
+    """
+    from autointerp.jobs.cost import plan_pipeline
+    from autointerp.jobs.explain import ExplainConfig
+
+    flags["store"] = str(bundled_source(store))
+    flags["results"] = flags["results"] or Path("results") / store.name
+    flags |= engine_flags(engine, flags)
+    flags["controls"] = ("shuffled",) if control else None
+    config = ExplainConfig.parse(resolve("explain", config_file, settings, flags), where="plan")
+    scoring: dict[str, Any] = {"engine": config.engine, "engine_options": config.engine_options, "controls": config.controls}
+    if scorers:
+        scoring["scorers"] = scorers
+    if config.engine is None:
+        scoring["options"] = {name: {"judge": "rule"} for name in scorers or ("detection", "fuzzing")}
+    estimates = plan_pipeline(config, scoring, sample=sample)
+    for estimate in estimates:
+        click.echo(estimate.text())
+    total = sum(estimate.requests.value for estimate in estimates)
+    tokens = sum(estimate.prompt_tokens.value for estimate in estimates)
+    cost = sum(estimate.cost.value for estimate in estimates)
+    disk = sum(estimate.disk_bytes for estimate in estimates)
+    priced = f", cost {cost:.2f}" if cost else ""
+    click.echo(f"in all: {total:,.0f} requests, {tokens:,.0f} prompt tokens{priced}, {disk / 1e6:.1f} MB of results")

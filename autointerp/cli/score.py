@@ -1,0 +1,48 @@
+"""``autointerp score``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from autointerp.cli.options import engine_flags, engine_options, resolve, settings_options, stage_options
+
+
+@click.command("score")
+@click.argument("results", type=click.Path(path_type=Path), required=False)
+@click.option(
+    "--scorer", "scorers", multiple=True, help="detection, fuzzing or module:Class; may be repeated.  [default: both]"
+)
+@click.option("--judge", type=click.Choice(["engine", "rule"]), help="Ask the engine, or apply explanations that carry a rule.")
+@click.option("--explainer", help="Whose explanations; a name or a folder's name.  [default: the only one]")
+@click.option("--store", type=click.Path(path_type=Path), help="The store, where it has moved.")
+@click.option("--control/--no-control", "control", default=True, help="Also judge shuffled explanations.  [default: on]")
+@stage_options
+@engine_options
+@settings_options
+def command(
+    config_file: Path | None, settings: tuple[str, ...], control: bool, judge: str | None, engine: str | None, **flags: Any
+) -> None:
+    r"""Grade the explanations of a results folder.
+
+    \b
+    No LLM:         autointerp score results/demo --judge rule
+    LLM judge:      autointerp score results/gpt2 --engine openai:MODEL@http://localhost:8000/v1
+    Probabilities:  autointerp score results/gpt2 --engine ... --set options.detection.mode=labels
+
+    Every score is beside its interval, its chance level and, with the control, the same score under another latent's
+    explanation.
+    """
+    from autointerp.jobs.score import ScoreConfig, score
+
+    flags |= engine_flags(engine, flags)
+    flags["controls"] = ("shuffled",) if control else None
+    if judge is not None:
+        flags["options"] = {name: {"judge": judge} for name in flags["scorers"] or ("detection", "fuzzing")}
+    values = resolve("score", config_file, settings, flags)
+    report = score(ScoreConfig.parse(values, where="score"))
+    click.echo(report.sentence())
+    sys.exit(report.exit_code)
