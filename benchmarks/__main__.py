@@ -1,0 +1,8 @@
+"""Runs every benchmark and leaves the dated reports."""
+
+import subprocess
+import sys
+
+for name in ("interval_coverage", "memory"):
+    print(f"== {name}", flush=True)
+    subprocess.run([sys.executable, "-m", f"benchmarks.{name}", "--write"], check=True)

@@ -1,0 +1,156 @@
+"""A build killed by SIGKILL at any commit point, once or several times, ends byte for byte as one never killed.
+
+The work is done by this file run as a script, so that the children it forks inherit a process without threads: each child
+counts the calls that commit or remove something (and the writes of row groups) and kills itself before the n-th.
+"""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from autointerp.store import CoderRecord, Document, Identity, StoreWriter, open_store, verify_store, write_vocabulary
+
+CTX_LEN = 16
+NUM_CONTEXTS = 34
+CONTEXTS_PER_RUN = 4
+IDENTITY = Identity(ctx_len=CTX_LEN, subject_digest="sha256:subject", packing="fill")
+CODERS = {
+    name: CoderRecord(digest=f"sha256:{name}", width=width, hookpoints=("model.layers.1@out",), activation="topk", k=3)
+    for name, width in (("first", 60), ("second", 9))
+}
+
+
+def test_killed_at_every_commit_point(tmp_path):
+    done = subprocess.run(
+        [sys.executable, __file__, str(tmp_path)], capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    figures = json.loads(done.stdout)
+    assert figures["num_runs"] >= 8
+    assert figures["wrong"] == []
+    assert figures["new"] > 100 and figures["added"] > 40 and figures["several"] == 20
+
+
+def build(path, coders):
+    """Write the whole store, as the caching job does."""
+    with StoreWriter.create_or_resume(
+        path, identity=IDENTITY, coders=coders, contexts_per_run=CONTEXTS_PER_RUN, row_group_rows=256, part_rows=900
+    ) as writer:
+        if not writer.has_tokenizer:
+            write_vocabulary(path / "tokenizer", [b"a", b"b"], [False, True])
+        context = 0
+        while not writer.has_all_runs and context < NUM_CONTEXTS:
+            rng = np.random.default_rng(context)
+            length = CTX_LEN if context % 5 else 7
+            document = Document(document=context // 3, source_row=context)
+            assert context == writer.add_contexts([rng.integers(0, 2, length)], [[(context // 3, 0)]], documents=[document])
+            for coder in writer.coder_names:
+                fires = rng.random((CODERS[coder].width, length)) < 0.1
+                latents, offsets = np.nonzero(fires[:, ::-1])
+                values = rng.normal(size=len(latents)).astype(np.float32)
+                writer.add_activations(coder, latents, context * CTX_LEN + offsets, values)
+            context += 1
+            if not writer.room:
+                writer.close_run()
+        writer.finish()
+
+
+def kill_before(number):
+    """Wrap what changes the disk; return the number of calls so far in a list of one."""
+    calls = [0]
+
+    def wrap(owner, name):
+        real = getattr(owner, name)
+
+        def counted(*args, **kwargs):
+            calls[0] += 1
+            if calls[0] == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return real(*args, **kwargs)
+
+        setattr(owner, name, counted)
+
+    for owner, name in [(os, "replace"), (os, "unlink"), (os, "rmdir"), (pq.ParquetWriter, "write_table")]:
+        wrap(owner, name)
+    # A killed process loses nothing that it wrote, flushed or not, so flushing would only take time.
+    os.fsync = lambda handle: None
+    return calls
+
+
+def in_child(path, coders, number):
+    """Build in a forked child that is killed before its call `number`; return (was it killed, its calls)."""
+    receive, send = os.pipe()
+    child = os.fork()
+    if not child:
+        code = 1
+        try:
+            calls = kill_before(number)
+            build(path, coders)
+            os.write(send, str(calls[0]).encode())
+            code = 0
+        finally:
+            os._exit(code)
+    os.close(send)
+    status = os.waitpid(child, 0)[1]
+    with os.fdopen(receive) as file:
+        calls = int(file.read() or 0)
+    killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+    if not killed and status:
+        raise SystemExit(f"the child failed before call {number} of {path}")
+    return killed, calls
+
+
+def tree(path):
+    return {file.relative_to(path).as_posix(): file.read_bytes() for file in path.rglob("*") if file.is_file()}
+
+
+def main(folder):
+    build(folder / "warm", CODERS)  # what is loaded once here is not loaded again in every child
+    whole, wrong = folder / "whole", []
+    num_events = in_child(whole, CODERS, 0)[1]
+    expected = tree(whole)
+    path = folder / "killed"
+    for number in range(1, num_events + 1):
+        killed, _ = in_child(path, CODERS, number)
+        in_child(path, CODERS, 0)
+        if not killed or tree(path) != expected:
+            wrong.append(["new", number])
+        shutil.rmtree(path)
+
+    first = {"first": CODERS["first"]}
+    in_child(folder / "one", first, 0)
+    shutil.copytree(folder / "one", folder / "grown")
+    num_added = in_child(folder / "grown", CODERS, 0)[1]
+    grown = tree(folder / "grown")
+    for number in range(1, num_added + 1):
+        shutil.copytree(folder / "one", path)
+        killed, _ = in_child(path, CODERS, number)
+        in_child(path, CODERS, 0)
+        if not killed or tree(path) != grown:
+            wrong.append(["added", number])
+        shutil.rmtree(path)
+
+    several = 0
+    for seed in range(20):
+        rng = random.Random(seed)
+        while in_child(path, CODERS, rng.randint(1, num_events // 3))[0]:
+            pass
+        several += 1
+        if tree(path) != expected:
+            wrong.append(["several", seed])
+        shutil.rmtree(path)
+    wrong += verify_store(whole) + verify_store(folder / "grown")
+    num_runs = open_store(whole).manifest.provenance["num_runs"]
+    json.dump({"new": num_events, "added": num_added, "several": several, "num_runs": num_runs, "wrong": wrong}, sys.stdout)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

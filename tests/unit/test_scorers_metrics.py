@@ -1,0 +1,127 @@
+import pytest
+from planted import explained, planted
+
+from autointerp import stats
+from autointerp.records import Verdict
+from autointerp.scorers.metrics import not_applicable, scores_of
+
+
+def verdict(i, truth, answer, *, source=None, probability=None, status="ok", prompt=None, quantile=None):
+    return Verdict(
+        coder="sae",
+        latent=7,
+        explanation_id="sha256:explanation",
+        scorer="detection",
+        scorer_id="",
+        control=None,
+        example_idx=i,
+        position=i,
+        document=i,
+        source=source or ("positive" if truth else "random"),
+        quantile=quantile if quantile is not None else (0 if truth else -1),
+        truth=truth,
+        answer=answer if status == "ok" else None,
+        probability=probability,
+        status=status,
+        prompt_idx=i if prompt is None else prompt,
+    )
+
+
+def scores(verdicts, headline="balanced_accuracy"):
+    return scores_of(verdicts, latent=planted(num=1), explanation=explained(), judge="fake", headline=headline)
+
+
+def find(rows, metric, negatives="random", quantile=None):
+    [row] = [r for r in rows if (r.metric, r.negatives, r.quantile) == (metric, negatives, quantile)]
+    return row
+
+
+def many(truth, right, wrong, start, **changes):
+    return [verdict(start + i, truth, truth if i < right else not truth, **changes) for i in range(right + wrong)]
+
+
+def test_balanced_accuracy_and_rates_by_hand():
+    rows = scores([*many(True, 8, 2, 0), *many(False, 15, 5, 100)])
+    assert find(rows, "tpr", "none").value == pytest.approx(0.8)  # 8 / 10
+    assert find(rows, "tnr").value == pytest.approx(0.75)  # 15 / 20
+    headline = find(rows, "balanced_accuracy")
+    assert headline.value == pytest.approx(0.775)  # (0.8 + 0.75) / 2; accuracy would be 23 / 30
+    expected = stats.balanced_accuracy(stats.wilson(8, 10), stats.wilson(15, 20))
+    assert (headline.ci_low, headline.ci_high) == pytest.approx((expected.low, expected.high))
+    assert (headline.is_headline, headline.chance, headline.ci_method) == (True, 0.5, "mover_wilson")
+    assert find(rows, "tpr", "none").chance is None
+    assert sum(row.is_headline for row in rows) == 1
+
+
+def test_sources_of_negatives_are_never_pooled():
+    rows = scores([*many(True, 10, 0, 0), *many(False, 10, 0, 100), *many(False, 0, 10, 200, source="same_token")])
+    assert find(rows, "balanced_accuracy", "random").value == 1.0
+    assert find(rows, "balanced_accuracy", "same_token").value == 0.5
+    assert {row.negatives for row in rows} == {"random", "same_token", "none"}
+
+
+def test_tpr_by_quantile():
+    rows = scores([*many(True, 3, 1, 0, quantile=0), *many(True, 1, 3, 10, quantile=9), *many(False, 4, 0, 100)])
+    assert find(rows, "tpr", "none", 0).value == 0.75
+    assert find(rows, "tpr", "none", 9).value == 0.25
+    assert find(rows, "tpr", "none").value == 0.5
+
+
+def test_auroc_only_where_probabilities_exist():
+    verdicts = [verdict(i, i < 4, True, probability=p) for i, p in enumerate([0.9, 0.8, 0.4, 0.4, 0.4, 0.3, 0.2, 0.1])]
+    # Pairs: 0.9 and 0.8 win 4 each, each 0.4 wins 3 and ties 1: (8 + 2 * 3.5) / 16.
+    row = find(scores(verdicts, headline="auroc"), "auroc")
+    assert row.value == pytest.approx(15 / 16)
+    assert (row.is_headline, row.ci_method, row.chance) == (True, "newcombe_auroc", 0.5)
+    assert not [row for row in scores([verdict(0, True, True), verdict(1, False, False)]) if row.metric == "auroc"]
+
+
+def test_scored_and_unscored_sum_to_what_was_asked():
+    unscored = ["unparseable", "refused", "truncated", "no_reply", "too_long"]
+    verdicts = [*many(True, 5, 5, 0), *many(False, 6, 4, 100)]
+    verdicts += [verdict(200 + i, i % 2 == 0, None, status=status) for i, status in enumerate(unscored)]
+    row = find(scores(verdicts), "balanced_accuracy")
+    assert row.num_scored == 20
+    assert row.unscored == dict.fromkeys(unscored, 1)
+    assert row.num_scored + sum(row.unscored.values()) == len(verdicts)
+    assert row.value == pytest.approx(0.55)  # (5/10 + 6/10) / 2: failures are no wrong answers
+    assert find(scores(verdicts), "tpr", "none").unscored == {"unparseable": 1, "truncated": 1, "too_long": 1}
+
+
+def test_not_applicable_examples_were_not_asked():
+    verdicts = [*many(True, 5, 0, 0), *many(False, 5, 0, 100), verdict(300, False, None, status="not_applicable")]
+    row = find(scores(verdicts), "balanced_accuracy")
+    assert (row.num_scored, dict(row.unscored)) == (10, {})
+
+
+@pytest.mark.parametrize("empty", [True, False])
+def test_an_empty_class_is_undefined(empty):
+    verdicts = [*many(not empty, 5, 0, 0), *many(empty, 0, 5, 100)]
+    lost = [verdict(v.example_idx, v.truth, None, status="no_reply") if v.truth == empty else v for v in verdicts]
+    row = find(scores(lost), "balanced_accuracy")
+    assert (row.status, row.value, row.ci_low, row.ci_method) == ("undefined", None, None, "none")
+    assert (row.num_scored, row.unscored) == (5, {"no_reply": 5})
+    assert find(scores(lost, headline="auroc"), "auroc").status == "undefined"
+
+
+def test_examples_that_share_a_prompt_widen_the_interval():
+    # Prompts of 5 that are all right or all wrong: 50 answers are worth 10, and less for there are few prompts.
+    # t(0.975, 9) = 2.26216.
+    alone = find(scores([*many(True, 25, 25, 0), *many(False, 50, 0, 100)]), "tpr", "none")
+    shared = [verdict(i, True, (i // 5) % 2 == 0, prompt=i // 5) for i in range(50)] + many(False, 50, 0, 100)
+    together = find(scores(shared), "tpr", "none")
+    assert together.value == alone.value
+    expected = stats.wilson(25, 50, deff=5 * (2.26216 / 1.959964) ** 2)
+    assert (together.ci_low, together.ci_high) == pytest.approx((expected.low, expected.high), abs=1e-4)
+    assert (alone.ci_method, together.ci_method) == ("wilson", "wilson_clustered")
+
+
+def test_what_cannot_be_judged_has_one_headline_row_per_source():
+    [row] = not_applicable(planted(num=3), explained(), judge="rule", headline="balanced_accuracy")
+    assert (row.status, row.value, row.negatives, row.num_scored, row.is_headline) == (
+        "not_applicable",
+        None,
+        "random",
+        0,
+        True,
+    )

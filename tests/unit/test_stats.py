@@ -1,0 +1,148 @@
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from autointerp import stats
+
+
+def slow_auroc(positives, negatives):
+    return sum((p > n) + 0.5 * (p == n) for p in positives for n in negatives) / (len(positives) * len(negatives))
+
+
+def test_wilson_by_hand():
+    # Newcombe 1998, table I: 81 of 263 gives 0.2553 to 0.3662.
+    interval = stats.wilson(81, 263)
+    assert (interval.low, interval.high) == pytest.approx((0.2553, 0.3662), abs=5e-5)
+    # 10 of 10: the limit is n / (n + z^2) = 10 / 13.8415.
+    interval = stats.wilson(10, 10)
+    assert interval.high == 1.0
+    assert interval.low == pytest.approx(10 / 13.8415, abs=1e-4)
+
+
+def test_wilson_near_one_is_wider_by_the_rare_event_limit():
+    # One failure in 50: Wilson's limit would be 1 - 0.1765 / 50; the Poisson limit is -ln(0.95) / 50.
+    assert 1 - stats.wilson(49, 50).high == pytest.approx(-math.log(0.95) / 50)
+
+
+@given(st.integers(1, 300).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))), st.floats(1, 5))
+@settings(max_examples=100, deadline=None)
+def test_wilson_is_symmetric_and_holds_its_value(pair, deff):
+    x, n = pair
+    a, b = stats.wilson(x, n, deff=deff), stats.wilson(n - x, n, deff=deff)
+    assert 0 <= a.low <= a.value <= a.high <= 1
+    assert (a.low, a.high) == pytest.approx((1 - b.high, 1 - b.low))
+    plain = stats.wilson(x, n)
+    assert a.high - a.low >= plain.high - plain.low - 1e-9
+
+
+def test_wilson_refuses_no_examples():
+    with pytest.raises(ValueError, match="at least one"):
+        stats.wilson(0, 0)
+
+
+def test_balanced_accuracy_adds_squared_distances():
+    tpr, tnr = stats.wilson(40, 50), stats.wilson(45, 50)
+    interval = stats.balanced_accuracy(tpr, tnr)
+    assert interval.value == pytest.approx(0.85)  # (0.8 + 0.9) / 2
+    assert interval.low == pytest.approx(0.85 - math.sqrt((0.8 - tpr.low) ** 2 + (0.9 - tnr.low) ** 2) / 2)
+    assert interval.high == pytest.approx(0.85 + math.sqrt((tpr.high - 0.8) ** 2 + (tnr.high - 0.9) ** 2) / 2)
+
+
+def test_balanced_accuracy_of_perfect_rates_has_a_width():
+    interval = stats.balanced_accuracy(stats.wilson(50, 50), stats.wilson(50, 50))
+    assert (interval.value, interval.high) == (1.0, 1.0)
+    assert 0.94 < interval.low < 0.96
+
+
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=12), st.lists(st.integers(0, 4), min_size=1, max_size=12))
+@settings(max_examples=100, deadline=None)
+def test_auroc_equals_its_definition(positives, negatives):
+    assert stats.auroc(positives, negatives) == pytest.approx(slow_auroc(positives, negatives))
+
+
+def test_auroc_needs_both_classes():
+    with pytest.raises(ValueError, match="0 negatives"):
+        stats.auroc([1.0], [])
+
+
+def test_auroc_limits_solve_the_score_equation():
+    value, m, n, z2 = 0.8, 50, 40, 1.959964**2
+    interval = stats.auroc_newcombe(value, m, n)
+    for limit in (interval.low, interval.high):
+        extra = (m + n) / 2 - 1
+        variance = limit * (1 - limit) * (1 + extra * ((1 - limit) / (2 - limit) + limit / (1 + limit))) / (m * n)
+        assert (value - limit) ** 2 == pytest.approx(z2 * variance, rel=1e-5)
+    mirrored = stats.auroc_newcombe(1 - value, n, m)
+    assert (mirrored.low, mirrored.high) == pytest.approx((1 - interval.high, 1 - interval.low))
+
+
+def test_auroc_of_one_has_a_width():
+    interval = stats.auroc_newcombe(1.0, 50, 50)
+    assert interval.high == 1.0
+    assert 0.94 < interval.low < 0.98
+
+
+def test_design_effect_by_hand():
+    # Clusters (1, 1), (0, 0): no spread within, so icc = 1 and the effect is the cluster size.
+    # Two clusters: t(0.975, 1) = 12.7062 takes the place of 1.95996.
+    assert stats.design_effect([1, 1, 0, 0], [0, 0, 1, 1]) == pytest.approx(2 * (12.7062 / 1.959964) ** 2, rel=1e-4)
+    # (1, 0), (1, 0): all spread within, icc < 0, taken as 0.
+    assert stats.design_effect([1, 0, 1, 0], [0, 0, 1, 1]) == 1.0
+    assert stats.design_effect([1, 0, 1], [0, 1, 2]) == 1.0
+    assert stats.design_effect([1, 1, 1, 1], [0, 0, 1, 1]) == 1.0
+
+
+def test_clustered_accuracy_without_clusters_is_the_plain_one():
+    right = [1.0] * 40 + [0.0] * 10
+    plain = stats.balanced_accuracy(stats.wilson(40, 50), stats.wilson(40, 50))
+    assert stats.clustered_accuracy((right, range(50)), (right, range(50, 100))) == plain
+    # Both classes wrong in the same prompts: neither class alone shows it.
+    shared = stats.clustered_accuracy((right, range(50)), (right, range(50)))
+    assert shared.high - shared.low > 1.2 * (plain.high - plain.low)
+
+
+def test_summary_counts_missing_and_collapses_latents():
+    summary = stats.summarise([0.5, 0.7, None, float("nan"), 0.9], latents=["a", "a", "b", "c", "d"])
+    assert (summary.num_latents, summary.num_missing) == (2, 2)
+    assert summary.mean.value == pytest.approx((0.6 + 0.9) / 2)
+    assert summary.weighted_mean is None
+
+
+def test_summary_of_nothing():
+    summary = stats.summarise([None, None])
+    assert (summary.num_latents, summary.num_missing, summary.mean, summary.median) == (0, 2, None, None)
+
+
+def test_weighted_mean_by_hand():
+    summary = stats.summarise([0.5, 1.0, 0.0], weights=[1, 3, 0])
+    assert summary.weighted_mean.value == pytest.approx(3.5 / 4)
+    equal = stats.summarise([0.5, 1.0, 0.6, 0.7], weights=[2, 2, 2, 2])
+    assert (equal.weighted_mean.low, equal.weighted_mean.high) == pytest.approx((equal.mean.low, equal.mean.high))
+
+
+def test_summary_refuses_unequal_lengths():
+    with pytest.raises(ValueError, match="equally many"):
+        stats.summarise([1.0, 2.0], weights=[1.0])
+
+
+def test_median_interval_by_order_statistics():
+    # n = 10: Pr(Binomial(10, 1/2) <= 1) = 11/1024, so the 2nd smallest to the 2nd largest covers 1 - 22/1024 = 0.979.
+    interval = stats.median_order(np.arange(10))
+    assert (interval.value, interval.low, interval.high) == (4.5, 1, 8)
+    assert math.isnan(stats.median_order([1, 2, 3, 4, 5]).low)
+
+
+def test_mean_of_one_value_has_no_limits():
+    interval = stats.mean_t([0.3])
+    assert interval.value == 0.3
+    assert math.isnan(interval.low)
+
+
+@pytest.mark.parametrize("rate", [0.8, 1.0])
+def test_coverage_of_rates_spot_check(rate):
+    random = np.random.default_rng(1)
+    cover = [i.low <= rate <= i.high for i in (stats.wilson(x, 50) for x in random.binomial(50, rate, 300))]
+    assert np.mean(cover) >= 0.9
