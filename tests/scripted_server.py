@@ -10,6 +10,7 @@ It prints its base URL on the first line. `Script` has the fields of the JSON fi
 
 import argparse
 import asyncio
+import contextlib
 import dataclasses
 import hashlib
 import importlib
@@ -42,7 +43,7 @@ class Script:
     headers: dict = dataclasses.field(default_factory=dict)
     """Headers of 429 and 503 answers, such as retry-after."""
     max_in_flight: int | None = None
-    """More at a time get 429."""
+    """More at a time get 429. Until one has, good answers take a second, so that a slow machine fills the server too."""
     answer: str | None = None
     """module:function(body) -> str, the text of good answers."""
     alternatives: list = dataclasses.field(
@@ -151,6 +152,7 @@ class ScriptedServer:
         self.in_flight = self.max_in_flight = self.num_tokenized = 0
         self.url = ""
         self._seen = Counter()
+        self._overrun = asyncio.Event()
         self._record = open(record, "a", buffering=1) if record else None
         name = script.answer
         self._answer = getattr(importlib.import_module(name.partition(":")[0]), name.partition(":")[2]) if name else None
@@ -201,6 +203,9 @@ class ScriptedServer:
             if self._record:
                 self._record.write(json.dumps(entry) + "\n")
             await asyncio.sleep(rng.uniform(*self.script.latency_s))
+            if self.script.max_in_flight is not None and outcome != "429":
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._overrun.wait(), timeout=1.0)
             # The same request gets the same good answer, however often it failed before.
             return await self.act(outcome, request, body, random.Random(f"{self.script.seed} {name}"))
         finally:
@@ -208,6 +213,7 @@ class ScriptedServer:
 
     def draw(self, rng):
         if self.script.max_in_flight is not None and self.in_flight > self.script.max_in_flight:
+            self._overrun.set()
             return "429"
         if self._first:
             return self._first.pop(0)

@@ -287,7 +287,7 @@ def test_concurrency_finds_the_servers_limit():
         assert len(replies) == 400 and len(server.requests) - 400 == engine.pacer.counters.rate_limits > 0
         assert engine.pacer.endpoints[0].limit.value < 64
 
-    against(Script(max_in_flight=20, latency_s=[0.0, 0.005]), test, start_concurrency=4, concurrency=64)
+    against(Script(max_in_flight=20), test, start_concurrency=4, concurrency=64)
 
 
 def test_a_server_that_dies_stops_the_run_in_a_sentence():
