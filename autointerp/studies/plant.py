@@ -187,8 +187,10 @@ class Truth:
             hit = random.random(len(at)) < level.share
             kept = at[~hit]
             if level.kind == "moved":
-                elsewhere = random.permutation(len(self.places))
-                kept = np.union1d(kept, elsewhere[~np.isin(elsewhere, at)][: int(hit.sum())])
+                drawn = random.integers(0, len(self.places), 2 * len(at) + 64)
+                silent = drawn[~np.isin(drawn, at)]
+                first = np.sort(np.unique(silent, return_index=True)[1])
+                kept = np.union1d(kept, silent[first[: int(hit.sum())]])
             positions.append(self.places[kept])
             values.append(strengths[kept])
         joined = np.concatenate(positions)
