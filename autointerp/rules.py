@@ -142,8 +142,8 @@ class Condition:
     """Which token: 0 the one itself, negative before it, positive after. For ``recent`` and ``seen``: how many tokens back to
     look; 0 for kinds that concern the line."""
     value: int | str
-    """``token`` and ``recent``: a token id; ``word``: text; ``class``: a name of `CLASSES`; ``line``: text of an earlier token of
-    the same line, without surrounding space; ``quoted``: ``line``, after a quotation mark of the same line that is still open;
+    """``token`` and ``recent``: a token id; ``word``: text; ``class``: a name of `CLASSES`; ``line``: what an earlier token of
+    the same line says, without surrounding space; ``quoted``: ``line``, a quotation mark before it in the line is still open;
     ``column``: tokens since the line's break, 0 the first; ``seen``: ``same``, the same token came before."""
 
     def to_json(self) -> dict[str, Any]:

@@ -26,6 +26,8 @@ COMMANDS: dict[str, str] = {
     "status": "Say what a results folder holds and what is left to do.",
     "verify": "Check a store or a results folder against its digests.",
     "report": "Write static pages to look at, readable offline.",
+    "calibrate": "Measure scorers and judges on explanations of known quality.",
+    "compare": "Compare explainers, prompts, coders, controls or judges on the same latents.",
     "show": "Print one latent: explanation, scores, contexts.",
 }
 """Name and short help of each command, so that ``--help`` imports none of them."""

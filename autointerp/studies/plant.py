@@ -71,7 +71,9 @@ def plant_store(
     corpus = CorpusConfig(source=source, num_tokens=num_tokens, ctx_len=CTX_LEN)
     with StoreWriter.create_or_resume(
         path,
-        identity=Identity(ctx_len=CTX_LEN, subject_digest=digest({"tokenizer": [p.hex() for p in pieces]}), packing=corpus.packing),
+        identity=Identity(
+            ctx_len=CTX_LEN, subject_digest=digest({"tokenizer": [p.hex() for p in pieces]}), packing=corpus.packing
+        ),
         coders=records,
         l0=dict.fromkeys(records, 4.0),
         provenance={

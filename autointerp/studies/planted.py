@@ -7,6 +7,7 @@ explanations it is known which is better. :class:`PlantedExplanations` lets them
 from __future__ import annotations
 
 import re
+import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -60,8 +61,6 @@ def planted_latents(vocabulary: Vocabulary) -> list[PlantedLatent]:
 
     Raises: ConfigError when a rule cannot be read or names a token that the vocabulary lacks.
     """
-    import tomllib
-
     source = tomllib.loads((files("autointerp.studies") / "planted.toml").read_text(encoding="utf-8"))
     ids = _token_ids(vocabulary)
     own: list[tuple[str, str, float, Rule | None, dict[str, PlantedText]]] = []
