@@ -19,7 +19,7 @@ from autointerp.cli.options import bundled_source, engine_flags, engine_options,
 @click.option(
     "--scorer", "scorers", multiple=True, help="detection, fuzzing or module:Class; may be repeated.  [default: both]"
 )
-@click.option("--control/--no-control", "control", default=True, help="Count the shuffled control, too.  [default: on]")
+@click.option("--control/--no-control", "control", default=True, help="Count the controls, too.  [default: on]")
 @click.option("--sample", type=int, default=32, show_default=True, help="Latents whose requests are built and counted.")
 @stage_options
 @engine_options
@@ -42,13 +42,14 @@ def command(
 
     The requests of a seeded sample of latents are built and counted; what is done in the results folder already is left out.
     """
+    from autointerp.jobs.controls import CONTROLS
     from autointerp.jobs.cost import plan_pipeline
     from autointerp.jobs.explain import ExplainConfig
 
     flags["store"] = str(bundled_source(store))
     flags["results"] = flags["results"] or Path("results") / store.name
     flags |= engine_flags(engine, flags)
-    flags["controls"] = ("shuffled",) if control else None
+    flags["controls"] = CONTROLS if control else None
     config = ExplainConfig.parse(resolve("explain", config_file, settings, flags), where="plan")
     scoring: dict[str, Any] = {"engine": config.engine, "engine_options": config.engine_options, "controls": config.controls}
     if scorers:

@@ -19,7 +19,9 @@ from autointerp.cli.options import engine_flags, engine_options, resolve, settin
 @click.option("--judge", type=click.Choice(["engine", "rule"]), help="Ask the engine, or apply explanations that carry a rule.")
 @click.option("--explainer", help="Whose explanations; a name or a folder's name.  [default: the only one]")
 @click.option("--store", type=click.Path(path_type=Path), help="The store, where it has moved.")
-@click.option("--control/--no-control", "control", default=True, help="Also judge shuffled explanations.  [default: on]")
+@click.option(
+    "--control/--no-control", "control", default=True, help="Also judge controls: shuffled, generic, lexical.  [default: on]"
+)
 @stage_options
 @engine_options
 @settings_options
@@ -33,13 +35,14 @@ def command(
     LLM judge:      autointerp score results/gpt2 --engine openai:MODEL@http://localhost:8000/v1
     Probabilities:  autointerp score results/gpt2 --engine ... --set options.detection.mode=labels
 
-    Every score is beside its interval, its chance level and, with the control, the same score under another latent's
-    explanation.
+    Every score is beside its interval, its chance level and, with the controls, the same score under another latent's
+    explanation, a generic sentence and a rule learned without an LLM; the last two on a sample of 200 latents.
     """
+    from autointerp.jobs.controls import CONTROLS
     from autointerp.jobs.score import ScoreConfig, score
 
     flags |= engine_flags(engine, flags)
-    flags["controls"] = ("shuffled",) if control else None
+    flags["controls"] = CONTROLS if control else None
     if judge is not None:
         flags["options"] = {name: {"judge": judge} for name in flags["scorers"] or ("detection", "fuzzing")}
     values = resolve("score", config_file, settings, flags)

@@ -10,6 +10,7 @@ from typing import Any
 from autointerp.demo import bundled
 from autointerp.errors import StoreError
 from autointerp.jobs.cache import CacheConfig, cache
+from autointerp.jobs.controls import CONTROLS
 from autointerp.jobs.explain import ExplainConfig, explain
 from autointerp.jobs.score import ScoreConfig, score
 from autointerp.reports import report
@@ -41,7 +42,7 @@ def run_demo(
         judge: dict[str, Any] = {"options": {name: {"judge": "rule"} for name in ("detection", "fuzzing")}}
     else:
         explainer, judge = {"explainer": "default", "engine": engine}, {"engine": engine}
-    shared = {"results": str(results), "latents": latents, "controls": ["shuffled"]}
+    shared = {"results": str(results), "latents": latents, "controls": list(CONTROLS)}
     reports = [
         explain(ExplainConfig.parse({"store": str(store), **shared, **explainer}, where="demo")),
         score(ScoreConfig.parse({**shared, **judge, "explainer": explainer["explainer"]}, where="demo")),

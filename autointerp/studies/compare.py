@@ -65,9 +65,9 @@ class Side:
 def compare(first: str | Side, second: str | Side) -> pd.DataFrame:
     """Return one row per scorer, metric, source of negatives and pair of series, sorted; only headline metrics unless named.
 
-    A field of which both sides hold the same values (two coders, say) is held equal. ``difference`` is the mean of first minus
-    second over latents that both scored, ``wins`` the share of them on which the first is greater (ties half). ``p_holm`` is
-    adjusted for the number of rows.
+    A field of which both sides hold the same values (two judges, say) is held equal, and so is a coder that both have.
+    ``difference`` is the mean of first minus second over latents that both scored, ``wins`` the share of them on which the
+    first is greater (ties half). ``p_holm`` is adjusted for the number of rows.
     Raises: InputError when a side has no scores or the two have no scorer in common.
     """
     one = first if isinstance(first, Side) else Side.parse(first)
@@ -75,6 +75,8 @@ def compare(first: str | Side, second: str | Side) -> pd.DataFrame:
     a, b = _read(one), _read(two)
     keys = ["scorer", "metric", "negatives"]
     equal = [i for i, field in enumerate(_SERIES[:-1]) if set(a[field]) == set(b[field])]
+    if set(a["coder"]) & set(b["coder"]):
+        equal.append(_SERIES.index("coder"))
     rows = []
     for key, mine in a.groupby(keys):
         theirs = b
