@@ -200,7 +200,7 @@ def _by_density(found: Overview) -> list[str]:
         rows.append(
             [row["coder"], row["range"], str(row["num"]), str(row["ok"]), *(_number(value) for value in row["medians"])]
         )
-    return ["", *table(rows, right=set(range(2, len(rows[0])))), ""] if len(rows) > 1 and found.series else []
+    return ["", *table(rows, right=set(range(2, len(rows[0]))))] if len(rows) > 1 and found.series else []
 
 
 def _without(coders: Sequence[str], statuses: Mapping[str, Sequence[str]]) -> list[str]:

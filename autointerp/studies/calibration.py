@@ -245,7 +245,7 @@ def sections(frame: pd.DataFrame) -> list[Section]:
     found.append(
         Section(
             "Control and spread",
-            "Mean score under another latent's explanation, which should hold chance; SD of a score, from two measurements.",
+            "Mean score under another latent's explanation, near chance if all is well; SD of a score, from two measurements.",
             [[*head, *wanted.values(), "chance"], *lines],
         )
     )
