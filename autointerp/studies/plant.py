@@ -21,7 +21,6 @@ from autointerp.store import CoderRecord, Identity, StoreVocabulary, StoreWriter
 from autointerp.store.layout import MANIFEST, TOKENIZER
 from autointerp.studies.planted import PlantedLatent, planted_latents, to_values
 from autointerp.subject.corpus import Context, Corpus, CorpusConfig
-from autointerp.subject.tokenizer import load_tokenizer
 from autointerp.subject.vocabulary import token_bytes
 
 CTX_LEN = 256
@@ -64,6 +63,9 @@ def plant_store(
     names = [level.coder for level in levels]
     if len(set(names)) < len(names) or EXACT not in names:
         raise ConfigError(f"the levels of noise are {', '.join(names)}; expected each once, and one of share 0")
+    # Takes seconds to import, and a store that is there is read without it.
+    from autointerp.subject.tokenizer import load_tokenizer
+
     tokenizer = load_tokenizer(bundled("model"))
     pieces, is_special = token_bytes(tokenizer)
     latents = planted_latents(StoreVocabulary(pieces, is_special))
