@@ -17,7 +17,6 @@ import re
 import shutil
 import sys
 import tempfile
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +41,17 @@ RATES = (0.0, 0.05, 0.2)
 LATENTS = (0, 12, 26, 38)
 SEEDS = 200
 TOKENS = 262_144
+INTRO = """# Intervals through the whole scoring path
+
+A scripted judge that errs at a known rate answers the prompts of the score stage, so the score it implies is known: one minus
+the rate, for every metric below. Coverage is over {seeds} seeds of the judge (a fifth of that for variants of a scorer) and
+{latents} planted latents with 50 + 50 examples. At a rate of 0 every score is 1 and every interval holds it. *By prompt*: that
+share of the answers hangs on one draw per prompt, as when a judge misreads a whole prompt. Written by
+`python -m benchmarks.judge_coverage --write`; the intervals themselves are in [intervals.md](intervals.md).
+
+| scorer | error rate | metric | coverage | mean score | mean width | intervals |
+|---|---|---|---|---|---|---|
+"""
 LOW, BAND = 0.90, (0.92, 0.98)
 _TEXT = re.compile(r"(?m)^Text(?: \d+)?: (.*)$")
 
@@ -139,7 +149,8 @@ def coverage(
             copy = folder / "scored"
             shutil.copytree(results, copy)
             config = ScoreConfig(results=copy, explainer="true", scorers=(scorer.name,))
-            for seed in range(seeds):
+            # Variants take part with fewer seeds: one of them asks about every example alone.
+            for seed in range(-(-seeds // 5) if label in variants else seeds):
                 engine = KnownJudge(truth, errors, seed).engine()
                 asyncio.run(score_from(config, source, [scorer], engine, progress=False))
             rows += _rows(label, errors, load_scores(copy))
@@ -173,25 +184,14 @@ def _rows(label: str, errors: Errors, frame: pd.DataFrame) -> list[dict[str, obj
     return rows
 
 
-def markdown(frame: pd.DataFrame, *, seeds: int, seconds: float) -> str:
-    lines = [
-        "# Intervals through the whole scoring path",
-        "",
-        "A scripted judge that errs at a known rate answers the prompts of the score stage, so the score it implies is known: one minus",
-        f"the rate, for every metric below. Coverage is over {seeds} seeds of the judge and {len(LATENTS)} planted latents with 50 + 50",
-        "examples. At a rate of 0 every score is 1 and every interval holds it. *By prompt*: that share of the answers hangs on one",
-        "draw per prompt, as when a judge misreads a whole prompt. Written by `python -m benchmarks.judge_coverage --write`; the intervals",
-        "themselves are in [intervals.md](intervals.md).",
-        "",
-        "| scorer | error rate | metric | coverage | mean score | mean width | intervals |",
-        "|---|---|---|---|---|---|---|",
-    ]
+def markdown(frame: pd.DataFrame, *, seeds: int) -> str:
+    lines = []
     for row in frame.itertuples():
         star = " (headline)" if row.is_headline else ""
         lines.append(
             f"| {row.scorer} | {row.errors} | {row.metric}{star} | {row.coverage:.3f} | {row.value:.3f} | {row.width:.3f} | {row.num} |"
         )
-    return "\n".join(lines) + "\n"
+    return INTRO.format(seeds=seeds, latents=len(LATENTS)) + "\n".join(lines) + "\n"
 
 
 KINDS = (*(Errors(rate) for rate in RATES), Errors(0.2, shared=0.5))
@@ -215,10 +215,9 @@ def failures(frame: pd.DataFrame) -> list[str]:
 def main() -> int:
     logging.disable(logging.INFO)
     seeds = int(sys.argv[sys.argv.index("--seeds") + 1]) if "--seeds" in sys.argv else SEEDS
-    started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         frame = coverage(Path(folder), seeds=seeds, kinds=KINDS, variants=VARIANTS)
-    text = markdown(frame, seeds=seeds, seconds=time.monotonic() - started)
+    text = markdown(frame, seeds=seeds)
     print(text)
     if "--write" in sys.argv:
         DOC.write_text(text)
