@@ -49,8 +49,12 @@ def test_bad_prompts_are_refused_with_a_sentence(changes, sentence):
 
 
 def test_missing_keys_are_named():
-    with pytest.raises(ConfigError, match="lacks the key 'reminder'"):
+    with pytest.raises(ConfigError, match="lacks the key 'system'"):
+        parse_prompt({key: value for key, value in GOOD.items() if key != "system"}, where="prompt 'x'")
+    with pytest.raises(ConfigError, match="has answer = 'label' and no reminder"):
         parse_prompt({key: value for key, value in GOOD.items() if key != "reminder"}, where="prompt 'x'")
+    with pytest.raises(ConfigError, match="has answer = 'slots' and a reminder"):
+        parse_prompt({**GOOD, "answer": "slots"}, where="prompt 'x'")
 
 
 def test_substituted_text_is_never_expanded_again():
