@@ -75,6 +75,12 @@ class Examples:
             sources=tuple(self.sources[i] for i in index),
         )
 
+    def joined(self, other: Examples) -> Examples:
+        """Return these rows and then those of `other`, of windows of equal width."""
+        names = ("tokens", "activations", "lengths", "positions", "documents", "quantiles")
+        arrays = {name: np.concatenate([getattr(self, name), getattr(other, name)]) for name in names}
+        return Examples(**arrays, sources=self.sources + other.sources)
+
     @staticmethod
     def empty(width: int) -> Examples:
         """Return no examples, of windows of `width` tokens."""

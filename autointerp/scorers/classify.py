@@ -24,7 +24,7 @@ from autointerp.rules import Rule
 from autointerp.scorers.items import Answer, Item
 from autointerp.scorers.metrics import not_applicable, scores_of
 from autointerp.scorers.parse import read_list
-from autointerp.scorers.prompted import Prompted, PromptedConfig, Question, seeded_order
+from autointerp.scorers.prompted import OneQuestion, PromptedConfig, Question, seeded_order
 from autointerp.scorers.rule_judge import judge_by_rule
 
 LABELS = ("1", "0")
@@ -44,7 +44,7 @@ class ClassifierConfig(PromptedConfig):
     """In mode ``labels``: the two labels must have more probability than this together, or the reply counts as unparseable."""
 
 
-class Classifier(Prompted):
+class Classifier(OneQuestion):
     """A scorer that asks yes-or-no questions about examples."""
 
     prompts: ClassVar[tuple[str, str]]

@@ -141,13 +141,15 @@ def _right(verdicts: Sequence[Verdict]) -> tuple[list[float], list[int]]:
     return [float(verdict.answer == verdict.truth) for verdict in answered], [verdict.prompt_idx for verdict in answered]
 
 
-def rate(verdicts: Sequence[Verdict]) -> stats.Interval | None:
-    """Return the share of answers that are right; None without answers."""
-    right, prompts = _right(verdicts)
+def rate(verdicts: Sequence[Verdict], *, by_quantile: bool = False) -> stats.Interval | None:
+    """Return the share of answers that are right; None without answers. Clusters are prompts, or quantiles on demand."""
+    right, clusters = _right(verdicts)
     if not right:
         return None
-    interval = stats.wilson(sum(right), len(right), deff=stats.design_effect(right, prompts))
-    return _named(interval, prompts)
+    if by_quantile:
+        clusters = [verdict.quantile for verdict in _answered(verdicts)]
+    interval = stats.wilson(sum(right), len(right), deff=stats.design_effect(right, clusters))
+    return _named(interval, clusters)
 
 
 def _balanced(positives: Sequence[Verdict], negatives: Sequence[Verdict]) -> stats.Interval | None:
@@ -172,6 +174,7 @@ def _ranked(verdicts: Sequence[Verdict], by_value: bool) -> list[tuple[float, in
 
 
 def _named(interval: stats.Interval, clusters: Sequence[Hashable]) -> stats.Interval:
-    is_clustered = len(set(clusters)) < len(clusters)
+    # A single cluster tells nothing of what clustering does.
+    is_clustered = 1 < len(set(clusters)) < len(clusters)
     method = interval.method + "_clustered" * is_clustered
     return stats.Interval(value=interval.value, low=interval.low, high=interval.high, method=method)

@@ -67,8 +67,12 @@ class Prompted(ABC):
         """Return every question, positives first, numbered in order."""
 
     @abstractmethod
-    def question(self, batch: Sequence[Item], explanation: Explanation, resources: Resources) -> Question:
-        """Return what is asked about the items of one prompt."""
+    def planned(self, batch: Sequence[Item], explanation: Explanation, resources: Resources) -> list[Request]:
+        """Return the requests about the items of one batch; token ids as the text that they are."""
+
+    @abstractmethod
+    async def ask_batch(self, batch: Sequence[Item], explanation: Explanation, resources: Resources) -> list[Answer]:
+        """Return one answer for each item of a batch, whatever became of it."""
 
     @abstractmethod
     def scores(
@@ -77,15 +81,11 @@ class Prompted(ABC):
         """Return the metrics over all verdicts."""
 
     def batches(self, items: Sequence[Item], latent: LatentExamples, seed: int) -> list[list[Item]]:
-        """Return the items of each prompt."""
+        """Return the items that are asked about together."""
         return [[item] for item in items if item.is_asked]
 
-    async def prepared(self, batch: Sequence[Item], explanation: Explanation, resources: Resources) -> Question:
-        """Return the question as it is sent; scorers that send token ids need the engine to make them."""
-        return self.question(batch, explanation, resources)
-
-    def controlled(self, latent: LatentExamples, control: str | None, seed: int) -> LatentExamples:
-        """Return the examples that a control judges: the same ones, where the control is in the explanation."""
+    def judged(self, latent: LatentExamples, control: str | None, seed: int) -> LatentExamples:
+        """Return the examples that are judged: all scored ones, where nothing is drawn and the control is the explanation."""
         return latent
 
     @property
@@ -99,16 +99,17 @@ class Prompted(ABC):
 
     def requests(self, latent: LatentExamples, explanation: Explanation, resources: Resources, /) -> list[Request]:
         """Return the requests that :meth:`score` would send first, without sending any; token ids as the text they are."""
+        latent = self.judged(latent, None, resources.seed)
         batches = self.batches(self.items(latent, resources.seed), latent, resources.seed)
-        return [self.question(batch, explanation, resources).request for batch in batches]
+        return [request for batch in batches for request in self.planned(batch, explanation, resources)]
 
     async def score(
         self, latent: LatentExamples, explanation: Explanation, resources: Resources, /, *, control: str | None = None
     ) -> ScoreResult:
         """Return one verdict per item and the metrics over them; see :class:`autointerp.protocols.Scorer`."""
-        judged = self.controlled(latent, control, resources.seed)
-        items = self.items(judged, resources.seed)
-        answers, judge = await self.answers(items, judged, explanation, resources)
+        latent = self.judged(latent, control, resources.seed)
+        items = self.items(latent, resources.seed)
+        answers, judge = await self.answers(items, latent, explanation, resources)
         verdicts = tuple(
             verdict_of(
                 item,
@@ -128,7 +129,7 @@ class Prompted(ABC):
         """Return the answers by number of the item, and who gave them."""
         assert resources.engine is not None
         batches = self.batches(items, latent, resources.seed)
-        replies = await gather([self._ask(batch, explanation, resources) for batch in batches])
+        replies = await gather([self.ask_batch(batch, explanation, resources) for batch in batches])
         found = {
             item.example_idx: replace(answer, prompt_idx=prompt_idx)
             for prompt_idx, (batch, answers) in enumerate(zip(batches, replies, strict=True))
@@ -136,7 +137,23 @@ class Prompted(ABC):
         }
         return found, resources.engine.id.model
 
-    async def _ask(self, batch: Sequence[Item], explanation: Explanation, resources: Resources) -> list[Answer]:
+
+class OneQuestion(Prompted):
+    """A scorer that sends one request for each batch of items."""
+
+    @abstractmethod
+    def question(self, batch: Sequence[Item], explanation: Explanation, resources: Resources) -> Question:
+        """Return what is asked about the items of one prompt."""
+
+    async def prepared(self, batch: Sequence[Item], explanation: Explanation, resources: Resources) -> Question:
+        """Return the question as it is sent; scorers that send token ids need the engine to make them."""
+        return self.question(batch, explanation, resources)
+
+    def planned(self, batch: Sequence[Item], explanation: Explanation, resources: Resources) -> list[Request]:
+        return [self.question(batch, explanation, resources).request]
+
+    async def ask_batch(self, batch: Sequence[Item], explanation: Explanation, resources: Resources) -> list[Answer]:
+        """Return one answer for each item of a batch, whatever became of it."""
         assert resources.engine is not None
         try:
             question = await self.prepared(batch, explanation, resources)
@@ -147,8 +164,6 @@ class Prompted(ABC):
         outcome = await try_to_ask(resources.engine, question.request, question.read, question.remind)
         answers = outcome.value if outcome.value is not None else [Answer(status=outcome.status)] * len(batch)
         return [replace(answer, request_ids=outcome.request_ids) for answer in answers]
-
-    # What chat questions share ------------------------------------------------------------------------------------
 
     def chat_question(
         self,

@@ -38,7 +38,7 @@ from autointerp.records import Explanation, LatentExamples, Reply, Request, Scor
 from autointerp.scorers.items import Answer, Item, items_of
 from autointerp.scorers.metrics import Rows
 from autointerp.scorers.parse import read_integers
-from autointerp.scorers.prompted import Prompted, PromptedConfig, Question
+from autointerp.scorers.prompted import OneQuestion, PromptedConfig, Question
 from autointerp.scorers.tokens import Pieces, scored_prompt, shown_tokens
 
 HIDDEN = "unknown"
@@ -74,7 +74,7 @@ class Line:
         return f"{self.token}\t{self.value}\n"
 
 
-class Simulation(Prompted):
+class Simulation(OneQuestion):
     """Compares predicted levels with activations, token by token."""
 
     Config = SimulationConfig
