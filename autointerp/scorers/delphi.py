@@ -94,12 +94,13 @@ def overlapping(latent: LatentExamples, seed: int) -> LatentExamples:
 
 
 def stratified(ranked: Examples, count: int, seed: int, latent: LatentExamples) -> Examples:
-    """Return `count` windows (less what does not divide), an equal number from each of `QUANTILES` blocks of equal rank."""
+    """Return `count` windows (less what does not divide), an equal number from each of 10 blocks of equal rank."""
     random = generator("delphi test", seed, latent.coder, latent.latent)
-    size, each = len(ranked) // QUANTILES, count // QUANTILES
+    blocks = max(min(QUANTILES, count), 1)
+    size, each = len(ranked) // blocks, count // blocks
     rows: list[int] = []
     quantiles: list[int] = []
-    for quantile in range(QUANTILES):
+    for quantile in range(blocks):
         chosen = np.sort(random.choice(size, min(each, size), replace=False)) + quantile * size
         rows += chosen.tolist()
         quantiles += [quantile] * len(chosen)

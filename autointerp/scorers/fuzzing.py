@@ -38,7 +38,7 @@ class FuzzingConfig(ClassifierConfig):
 class Fuzzing(Classifier):
     """Asks about highlighted windows."""
 
-    Config = FuzzingConfig
+    Config: type[FuzzingConfig] = FuzzingConfig
     prompts = ("score/fuzzing", "score/fuzzing-label")
 
     def __init__(self, config: FuzzingConfig | None = None) -> None:

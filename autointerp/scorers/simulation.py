@@ -250,7 +250,9 @@ def _answer(item: Item, predicted: Sequence[float | None], min_predicted: float)
     num = sum(level is not None for level in predicted)
     if num == 0 or num < min_predicted * len(predicted):
         raise ReplyError(f"{len(predicted) - num} of {len(predicted)} tokens have no level among the likeliest tokens")
-    return Answer(status="ok", truths=tuple(map(float, item.activations)), answers=tuple(predicted))
+    # A window lent by a neighbour holds the neighbour's activations: the latent itself is silent there.
+    truths = tuple(map(float, item.activations)) if item.truth else (0.0,) * len(predicted)
+    return Answer(status="ok", truths=truths, answers=tuple(predicted))
 
 
 def correlation(verdicts: Sequence[Verdict]) -> stats.Interval | None:
