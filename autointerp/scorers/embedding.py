@@ -1,4 +1,4 @@
-"""Embedding: is the explanation nearer to activating windows than to silent ones? (arXiv 2410.13928, section 3.3.3).
+"""Embedding: is the explanation nearer to activating windows than to silent ones? (arXiv 2410.13928).
 
 A sentence embedder embeds the explanation as a query and each window as a document; the score is the AUROC of their cosines. No
 LLM is asked. Blind to token-level and syntactic latents, fond of topics.

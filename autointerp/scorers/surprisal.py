@@ -1,4 +1,4 @@
-"""Surprisal: does the explanation make activating windows likelier than silent ones? (arXiv 2410.13928, section 3.3.4).
+"""Surprisal: does the explanation make activating windows likelier than silent ones? (arXiv 2410.13928).
 
 The information value of explanation z on window x is log p(x | z) - log p(x | z0), summed over the window's tokens, with z0 a
 description that says nothing; the score is its AUROC. The prompt shows descriptions with texts that fit them, then z, then the

@@ -117,10 +117,10 @@ def model_with_bos(folder):
     return folder
 
 
-def simulation(folder, **config):
+def simulation(folder, *, alternatives=400, **config):
     path = folder / "short.toml"
     path.write_text(PROMPT)
-    return Simulation(SimulationConfig(prompt=str(path), alternatives=400, **config))
+    return Simulation(SimulationConfig(prompt=str(path), alternatives=alternatives, **config))
 
 
 def expected(model, tokenizer, request, *, num_tokens):
