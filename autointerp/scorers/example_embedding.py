@@ -69,7 +69,7 @@ class ExampleEmbedding:
         silent = latent.explain_negatives
         if not len(active) or not len(silent):
             return ScoreResult(verdicts=(), scores=not_applicable(latent, explanation, judge=judge, headline=self.headline))
-        silent_masks = np.stack(lent_masks(silent.lengths, active_masks, random))
+        silent_masks = np.stack(lent_masks(silent, active_masks, random, threshold=threshold))
         queries = latent if control is None else dealt_anew(latent, random)
         masks = np.concatenate(shown_masks(queries, threshold, random))
         exemplars = {

@@ -61,7 +61,7 @@ class Fuzzing(Classifier):
         random = generator("highlights", self._variant, seed, latent.coder, latent.latent)
         if self._variant == "active":
             return [*positives, *_moved(latent.positives, masks, random)]
-        lent = lent_masks(latent.negatives.lengths, masks, random)
+        lent = lent_masks(latent.negatives, masks, random, threshold=self._threshold)
         return [
             *positives,
             *(

@@ -1,12 +1,12 @@
 """Which tokens of a window are shown as highlighted, so that marks alone never tell a positive from a negative.
 
 A positive shows the tokens above a share of its own maximum. A silent window is lent the pattern of some positive: numbers of
-tokens, lengths of runs and positions then have the positives' distribution by construction.
+tokens, lengths of runs and positions then have the positives' distribution by construction. A window that a neighbouring latent
+lent shows the tokens that the neighbour fires on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -20,17 +20,22 @@ def own_masks(examples: Examples, threshold: float) -> np.ndarray:
     return above(examples.activations, examples.lengths, ratio=threshold)
 
 
-def lent_masks(lengths: Sequence[int] | np.ndarray, masks: np.ndarray, random: np.random.Generator) -> list[np.ndarray]:
-    """Return one of `masks` for a silent window of each length; a window too short for its mask gets the next that fits.
+def lent_masks(negatives: Examples, masks: np.ndarray, random: np.random.Generator, *, threshold: float) -> list[np.ndarray]:
+    """Return for each silent window the mask of the neighbour that lent it, else one of `masks`.
 
-    Every mask is lent once before any is lent again.
+    A window too short for a mask gets the next that fits. Every mask is lent once before any is lent again.
     """
+    own = own_masks(negatives, threshold)
+    is_own = own.any(axis=1) & (own.sum(axis=1) < negatives.lengths)
     if len(masks) == 0:
-        return [np.zeros(masks.shape[1], bool)] * len(lengths)
+        return [mask if is_kept else np.zeros_like(mask) for mask, is_kept in zip(own, is_own, strict=True)]
     ends = masks.shape[1] - np.argmax(masks[:, ::-1], axis=1)
     queue: list[int] = []
     lent = []
-    for length in lengths:
+    for i, length in enumerate(negatives.lengths):
+        if is_own[i]:
+            lent.append(own[i])
+            continue
         if not any(ends[row] <= length for row in queue):
             queue += random.permutation(len(masks)).tolist()
         fits = next((row for row in queue if ends[row] <= length), None)
@@ -52,7 +57,9 @@ def shown_masks(latent: LatentExamples, threshold: float, random: np.random.Gene
     everything = latent.positives.joined(latent.negatives)
     masks = own_masks(everything, threshold)
     is_active = masks.any(axis=1)
-    masks[~is_active] = lent_masks(everything.lengths[~is_active], masks[is_active], random)
+    silent = np.flatnonzero(~is_active)
+    if len(silent):
+        masks[silent] = lent_masks(everything.take(silent), masks[is_active], random, threshold=threshold)
     return masks[: len(latent.positives)], masks[len(latent.positives) :]
 
 

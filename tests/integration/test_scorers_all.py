@@ -92,5 +92,5 @@ def test_without_an_engine_the_rest_is_listed(results, capsys):
     assert "left out: simulation needs an LLM: give --engine" in out and "intruder needs an LLM" in out
     code, out, err = call(capsys, "score", results, "--scorer", "embedding")
     assert code == 2 and "needs an embedder: give --embedder" in err
-    code, _, err = call(capsys, "score", results, "--scorer", "embedding", "--embedder", "nothing")
-    assert code == 2 and "there is no embedder 'nothing'" in err
+    code, _, err = call(capsys, "score", results, "--scorer", "embedding", "--embedder", "no.such.module:Class")
+    assert code == 2 and "no.such.module" in err and "Traceback" not in err
