@@ -25,6 +25,7 @@ from autointerp.cli.options import engine_flags, engine_options, resolve, settin
     "--scorer", "scorers", multiple=True, help="A registered scorer or module:Class; may be repeated.  [default: all]"
 )
 @click.option("--negatives", multiple=True, help="A source of negatives; may be repeated.  [default: random, same_token]")
+@click.option("--embedder", metavar="SPEC", help="For scorers that compare texts by embeddings: a name or module:Class.")
 @click.option("--noise/--no-noise", "with_noise", default=True, help="Score every level of noise.  [default: on]")
 @click.option("--retest/--no-retest", "with_retest", default=True, help="Measure again on other windows.  [default: on]")
 @engine_options

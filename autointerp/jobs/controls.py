@@ -42,9 +42,14 @@ GENERIC_RULE = Rule(
 """The same as a rule: true of some token of nearly every window."""
 
 
-def controls_for(controls: tuple[Control, ...], explainer: Method) -> list[str]:
-    """Return the controls to run for one explainer: lexical explanations are no floor to themselves."""
-    return [control for control in controls if not (control == "lexical" and explainer.name == Lexical.name)]
+def controls_for(controls: tuple[Control, ...], explainer: Method, scorer: Scorer) -> list[str]:
+    """Return the controls that apply: lexical explanations are no floor to themselves, and a scorer that needs no explanation
+    has none that another could take the place of.
+    """
+    left_out = {"lexical"} if explainer.name == Lexical.name else set()
+    if not scorer.needs.explanation:
+        left_out |= SAMPLED
+    return [control for control in controls if control not in left_out]
 
 
 def control_scorer(scorer: Scorer, control: str | None) -> Scorer:

@@ -6,6 +6,7 @@ score is worth is its distance from that.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
@@ -18,6 +19,7 @@ from pydantic import Field
 
 from autointerp import tables
 from autointerp.config import RUNTIME
+from autointerp.embed import open_embedder
 from autointerp.errors import ConfigError, IdentityError
 from autointerp.examples.negatives import NEGATIVES
 from autointerp.examples.selection import SelectionConfig
@@ -31,7 +33,7 @@ from autointerp.jobs.controls import (
     sampled,
 )
 from autointerp.jobs.explain import wanted_latents
-from autointerp.jobs.methods import build_scorer, check_needs
+from autointerp.jobs.methods import build_scorer, check_needs, missing
 from autointerp.jobs.plan import Plan, read_plan
 from autointerp.jobs.progress import OnProgress
 from autointerp.jobs.runner import RunReport
@@ -51,12 +53,19 @@ from autointerp.jobs.session import (
 )
 from autointerp.jobs.shards import Leases
 from autointerp.jobs.signals import StopFlag, run_sync
-from autointerp.protocols import Engine, Resources, Scorer
-from autointerp.records import RETRYABLE, Explanation, LatentExamples, Score, Status
+from autointerp.protocols import Embedder, Engine, Resources, Scorer
+from autointerp.records import RETRYABLE, Capabilities, Explanation, LatentExamples, Score, Status
 from autointerp.results.folder import Method, ResultsFolder
 from autointerp.results.write import Key, ShardRows
+from autointerp.scorers import REGISTRY
+
+logger = logging.getLogger("autointerp.jobs")
 
 _CACHED_SHARDS = 16
+ALL = "all"
+"""Stands for every scorer whose needs are met."""
+LATENT = "latent"
+"""Stands for the explainer in folders and rows of scorers that need no explanation."""
 
 
 class ScoreConfig(StageConfig):
@@ -69,7 +78,9 @@ class ScoreConfig(StageConfig):
     explainer: str | None = None
     """Explainer to grade, by name or folder name; None = the only one."""
     scorers: tuple[str, ...] = ("detection", "fuzzing")
-    """Scorers by name or ``module:Class``."""
+    """Scorers by name or ``module:Class``; ``all`` = every one whose needs are met, the others are listed."""
+    embedder: str | None = None
+    """Embedder by name or ``module:Class``; None where no scorer needs one."""
     options: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Settings of scorers, by the names in `scorers`."""
     controls: tuple[Control, ...] = ()
@@ -98,21 +109,49 @@ async def ascore(config: ScoreConfig, *, progress: bool | OnProgress | None = No
     needs_engine = any(scorer.needs.engine for scorer in scorers)
     engine = await open_prepared(config.engine, config.engine_options) if needs_engine else None
     try:
-        return await score_from(config, source, scorers, engine, progress=progress, stop=stop)
+        scorers, left_out = usable(config, scorers, engine.capabilities if engine is not None else None)
+        needs_embedder = any(scorer.needs.embedder for scorer in scorers)
+        embedder = open_embedder(config.embedder) if needs_embedder and config.embedder is not None else None
+        report = await score_from(config, source, scorers, engine, embedder=embedder, progress=progress, stop=stop)
+        return replace(report, left_out=left_out)
     finally:
         if engine is not None:
             await engine.aclose()
 
 
 def build_scorers(config: ScoreConfig) -> list[Scorer]:
-    """Return the scorers that `config` names.
+    """Return the scorers that `config` names, for ``all`` every one there is.
 
     Raises: ConfigError when one is unknown, or options are given for one that is not named.
     """
-    stray = sorted(set(config.options) - set(config.scorers))
+    names = dict.fromkeys(known for name in config.scorers for known in (REGISTRY if name == ALL else (name,)))
+    stray = sorted(set(config.options) - set(names))
     if stray:
-        raise ConfigError(f"options are given for {stray[0]!r}, which is not among the scorers {', '.join(config.scorers)}")
-    return [build_scorer(name, config.options.get(name, {})) for name in config.scorers]
+        raise ConfigError(f"options are given for {stray[0]!r}, which is not among the scorers {', '.join(names)}")
+    return [build_scorer(name, config.options.get(name, {})) for name in names]
+
+
+def usable(
+    config: ScoreConfig, scorers: Sequence[Scorer], capabilities: Capabilities | None
+) -> tuple[list[Scorer], tuple[str, ...]]:
+    """Return the scorers to run, and for ``all`` a sentence on each that is left out; without it, all are returned.
+
+    `capabilities`: the engine's, None without one. Raises: ConfigError when none is left.
+    """
+    if ALL not in config.scorers:
+        return list(scorers), ()
+    found: list[Scorer] = []
+    left_out: list[str] = []
+    for scorer in scorers:
+        what = missing(scorer.needs, capabilities, has_embedder=config.embedder is not None)
+        if what is None:
+            found.append(scorer)
+        else:
+            left_out.append(f"{scorer.name} needs {what}")
+            logger.warning("left out: %s", left_out[-1])
+    if not found:
+        raise ConfigError(f"no scorer can be run: {'; '.join(left_out)}")
+    return found, tuple(left_out)
 
 
 def scored_selection(config: ScoreConfig, explainer: Method) -> SelectionConfig:
@@ -139,14 +178,15 @@ async def score_from(
     scorers: Sequence[Scorer],
     engine: Engine | None,
     *,
+    embedder: Embedder | None = None,
     progress: bool | OnProgress | None = None,
     stop: StopFlag | None = None,
 ) -> RunReport:
-    """Grade explanations with an opened source, scorers and judge."""
+    """Grade explanations with an opened source, scorers, judge and embedder."""
     folder = ResultsFolder.create(config.results, store_id=source.store_id, provenance={"store": source.path})
     explainer = folder.explainer(config.explainer)
     for scorer in scorers:
-        await check_needs("scorer", scorer.name, scorer.needs, engine)
+        await check_needs("scorer", scorer.name, scorer.needs, engine, embedder)
     coders = choose_coders(config.coders, source)
     for coder in coders:
         folder.register_coder(coder, source.coder_ids[coder])
@@ -161,10 +201,11 @@ async def score_from(
     sample = keys_of(sampled(plan, config.control_latents, seed=source.selection.seed))
     works = []
     for scorer in scorers:
-        for control in (None, *controls_for(config.controls, explainer)):
+        for control in (None, *controls_for(config.controls, explainer, scorer)):
             judged = control_scorer(scorer, control)
-            method = score_method(source, explainer, judged, engine, control, num_sampled=config.control_latents)
-            works.append(ScoreWork(source, judged, method, explanations, sample if control in SAMPLED else None))
+            num = config.control_latents
+            method = score_method(source, explainer, judged, engine, control, embedder=embedder, num_sampled=num)
+            works.append(ScoreWork(source, judged, method, explanations, embedder, sample if control in SAMPLED else None))
     for work in works:
         folder.register(work.method)
     folder.record_run("score", describe_run("score", config))
@@ -193,21 +234,25 @@ def score_method(
     engine: Engine | None,
     control: str | None,
     *,
+    embedder: Embedder | None = None,
     num_sampled: int | None = None,
 ) -> Method:
-    """Return the identity of a scorer: itself, its judge, what it grades, its examples, and the control.
+    """Return the identity of a scorer: itself, its judge or embedder, what it grades, its examples, and the control.
 
+    One that needs no explanation has no part in the explainer: its rows lie under ``latent``, the same for every explainer.
     `num_sampled`: latents of each coder that a sampled control is run on; recorded, and no part of the identity.
     """
     judge = engine if scorer.needs.engine else None
+    embeds = embedder.id if scorer.needs.embedder and embedder is not None else None
     return Method(
         stage="score",
         name=scorer.name,
-        model=judge.id.model if judge is not None else "rule",
+        model=judge.id.model if judge is not None else embeds or "rule",
         control=control,
-        explainer=explainer.label,
+        explainer=explainer.label if scorer.needs.explanation else LATENT,
         identity={
-            "explainer_id": explainer.id,
+            **({"explainer_id": explainer.id} if scorer.needs.explanation else {}),
+            **({"embedder": embeds} if scorer.needs.embedder else {}),
             "scorer": scorer.name,
             "settings": dict(scorer.identity()),
             "judge": engine_identity(judge),
@@ -259,12 +304,14 @@ class ScoreWork:
         scorer: Scorer,
         method: Method,
         explanations: Explanations,
+        embedder: Embedder | None = None,
         sample: frozenset[Key] | None = None,
     ) -> None:
         """`sample`: the latents to work on; None = all."""
         self.method = method
         self._sample = sample
-        self._explainer = explanations.explainer.name
+        self._explainer = explanations.explainer.name if scorer.needs.explanation else LATENT
+        self._embedder = embedder if scorer.needs.embedder else None
         self._source, self._scorer, self._explanations = source, scorer, explanations
 
     def wants(self, key: Key) -> bool:
@@ -272,7 +319,7 @@ class ScoreWork:
 
     def is_ready(self, key: Key) -> bool:
         partner = self._partner(key)
-        return bool(self._explanations.of(key)) and (partner is None or bool(self._explanations.of(partner)))
+        return bool(self._own(key)) and (partner is None or bool(self._explanations.of(partner)))
 
     def without_examples(self, key: Key) -> LatentExamples:
         return empty_latent(self._source, key)
@@ -281,20 +328,22 @@ class ScoreWork:
         """Do nothing: this stage writes nothing but rows."""
 
     def without_result(self, latent: LatentExamples, status: Status) -> ShardRows:
-        own = self._explanations.of((latent.coder, latent.latent))
+        own = self._own((latent.coder, latent.latent))
         return ShardRows(scores=[self._empty(latent, row, status) for row in own])
 
     async def process(self, latent: LatentExamples, engine: Engine | None) -> ShardRows:
         key = (latent.coder, latent.latent)
-        own = self._explanations.of(key)
+        own = self._own(key)
         unusable = [row for row in own if row.status != "ok"]
         rows = ShardRows(scores=[self._empty(latent, row, row.status) for row in unusable])
         if len(unusable) == len(own):
             return rows
         judge = engine if self._scorer.needs.engine else None
-        resources = Resources(vocabulary=self._source.vocabulary, seed=self._source.selection.seed, engine=judge)
+        resources = Resources(
+            vocabulary=self._source.vocabulary, seed=self._source.selection.seed, engine=judge, embedder=self._embedder
+        )
         graded = [row for row in own if row.status == "ok"]
-        if self.method.control is not None:
+        if self.method.control is not None and self._scorer.needs.explanation:
             theirs = await self._theirs(self.method.control, latent, resources)
             graded = [row for row in theirs if row.status == "ok"]
             if not graded:
@@ -329,8 +378,12 @@ class ScoreWork:
             ],
         )
 
+    def _own(self, key: Key) -> list[Explanation]:
+        """Return the rows to grade: the latent's explanations, or a blank one for a scorer that needs none."""
+        return self._explanations.of(key) if self._scorer.needs.explanation else [_blank(key)]
+
     def _partner(self, key: Key) -> Key | None:
-        if self.method.control != "shuffled":
+        if self.method.control != "shuffled" or not self._scorer.needs.explanation:
             return None
         partner = int(np.asarray(self._source.partners(key[0]))[key[1]])
         return (key[0], partner) if partner >= 0 else None
@@ -360,3 +413,8 @@ class ScoreWork:
             disjoint=latent.disjoint,
             num_scored=0,
         )
+
+
+def _blank(key: Key) -> Explanation:
+    """What stands for an explanation where none is needed."""
+    return Explanation(coder=key[0], latent=key[1], explainer=LATENT, explainer_id="", selection_id="", status="ok", text=None)

@@ -8,7 +8,7 @@ a repeated measurement), and scores them by the same path as any explanation. Wh
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,9 @@ from pydantic import Field
 from autointerp.config import RUNTIME, Config
 from autointerp.errors import ConfigError, nearest
 from autointerp.examples.selection import SelectionConfig
+from autointerp.jobs.controls import by_rule
 from autointerp.jobs.explain import ExplainConfig, aexplain
-from autointerp.jobs.methods import build_scorer, check_needs
+from autointerp.jobs.methods import build_scorer, missing
 from autointerp.jobs.runner import RunReport
 from autointerp.jobs.score import ScoreConfig, ascore
 from autointerp.jobs.session import LatentSpec, open_prepared
@@ -54,6 +55,8 @@ class CalibrateConfig(Config):
     engine: str | None = None
     """A judge to calibrate beside the rules."""
     engine_options: EngineConfig = Field(default_factory=EngineConfig)
+    embedder: str | None = None
+    """For scorers that compare texts by embeddings."""
     concurrency: int | None = Field(default=None, ge=1, json_schema_extra=RUNTIME)
     negatives: tuple[str, ...] = ("random", "same_token")
     """Sources of negatives to compare."""
@@ -86,12 +89,12 @@ async def acalibrate(config: CalibrateConfig, *, stop: StopFlag | None = None) -
     noisy = [name for name in planted_in(config.store)["coders"] if name != EXACT]
     engine = await open_prepared(config.engine, config.engine_options)
     try:
-        variants = [variant async for variant in _variants(config, engine)]
+        variants = list(_variants(config, engine))
     finally:
         if engine is not None:
             await engine.aclose()
     if not variants:
-        raise ConfigError("none of the scorers can be judged without an engine; give --engine")
+        raise ConfigError("none of the scorers can judge an explanation without an engine; give --engine")
     reports: list[RunReport] = []
     folders = [(config.results, 0)]
     if config.with_retest:
@@ -153,36 +156,30 @@ def _scoring(
         latents=config.latents,
         engine=config.engine if variants[0].uses_engine else None,
         engine_options=config.engine_options,
+        embedder=config.embedder,
         concurrency=config.concurrency,
     )
 
 
-async def _variants(config: CalibrateConfig, engine: Engine | None) -> AsyncIterator[Variant]:
-    """Yield each scorer as rules judge it, where they can, and as the engine does."""
+def _variants(config: CalibrateConfig, engine: Engine | None) -> Iterator[Variant]:
+    """Yield each scorer as rules judge it, where they can, and as the engine or the embedder does."""
+    names = config.scorers or tuple(REGISTRY)
     for name in config.options:
-        if name not in (config.scorers or REGISTRY):
-            raise ConfigError(f"options are given for {name!r}; {nearest(name, config.scorers or REGISTRY)}")
-    for name in config.scorers or tuple(REGISTRY):
+        if name not in names:
+            raise ConfigError(f"options are given for {name!r}; {nearest(name, names)}")
+    for name in names:
+        scorer = build_scorer(name, config.options.get(name, {}))
+        if not scorer.needs.explanation:
+            logger.info("left out: %s grades latents, not explanations", name)
+            continue
         options = config.options.get(name, {})
-        by_rule = _by_rule(name, options)
-        if by_rule is not None:
-            yield Variant(name, by_rule, uses_engine=False)
-        scorer = build_scorer(name, options)
-        if by_rule == options:
+        with_rule = by_rule(scorer)
+        if with_rule is not None:
+            yield Variant(name, {**options, "judge": "rule"}, uses_engine=False)
+        if not scorer.needs.engine and with_rule is not None:
             continue
-        try:
-            await check_needs("scorer", scorer.name, scorer.needs, engine)
-        except ConfigError as error:
-            if by_rule is None:
-                logger.warning("left out: %s", error)
-            continue
-        yield Variant(name, options, uses_engine=scorer.needs.engine)
-
-
-def _by_rule(name: str, options: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """Return the options with which rules judge, or None where the scorer has no such judge."""
-    try:
-        scorer = build_scorer(name, {**options, "judge": "rule"})
-    except ConfigError:
-        return None
-    return None if scorer.needs.engine else {**options, "judge": "rule"}
+        what = missing(scorer.needs, engine.capabilities if engine else None, has_embedder=config.embedder is not None)
+        if what is None:
+            yield Variant(name, options, uses_engine=scorer.needs.engine)
+        elif with_rule is None:
+            logger.warning("left out: %s needs %s", name, what)

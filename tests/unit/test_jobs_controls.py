@@ -19,6 +19,7 @@ from autointerp.jobs.controls import (
 )
 from autointerp.jobs.cost import estimate_score
 from autointerp.jobs.explain import ExplainConfig, explain_from
+from autointerp.jobs.methods import build_scorer
 from autointerp.jobs.plan import extend_plan
 from autointerp.jobs.score import ScoreConfig, score_from
 from autointerp.jobs.status import status
@@ -69,8 +70,9 @@ def test_who_judges_under_a_control():
     assert by_rule(standins.Scorer()) is None and isinstance(control_scorer(standins.Scorer(), "lexical"), standins.Scorer)
     lexical = Method(stage="explain", name="lexical", identity={}, model="none")
     default = Method(stage="explain", name="default", identity={}, model="m")
-    assert controls_for(CONTROLS, lexical) == ["shuffled", "generic"]
-    assert controls_for(CONTROLS, default) == list(CONTROLS)
+    assert controls_for(CONTROLS, lexical, asked) == ["shuffled", "generic"]
+    assert controls_for(CONTROLS, default, asked) == list(CONTROLS)
+    assert controls_for(CONTROLS, default, build_scorer("intruder", {})) == ["shuffled"]
 
 
 @pytest.fixture
