@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 def study(tmp_path_factory):
     folder = tmp_path_factory.mktemp("calibrate")
     config = {"store": folder / "store", "results": folder / "results", "num_tokens": 262_144, "with_retest": False}
-    names = ["token-0", "set-3", "after-0", "after-5", *(f"topic-{i}" for i in range(8)), "quoted-0", "comment-0", "place-1",
+    names = ["token-0", "set-3", "after-0", "after-5", *(f"topic-{i}" for i in range(12)), "quoted-0", "comment-0", "place-1",
              "digits-0", "seen-1", "mixture-1", "dense-1", "noise-0"]  # fmt: skip
     from autointerp.studies.plant import plant_store
 

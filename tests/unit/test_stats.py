@@ -215,3 +215,28 @@ def test_average_precision_by_hand():
     assert stats.average_precision([4, 2, 1], [3]) == pytest.approx((1 + 2 / 3 + 3 / 4) / 3)
     with pytest.raises(ValueError, match="at least one positive"):
         stats.average_precision([], [1.0])
+
+
+def test_average_precision_interval_covers_and_has_ends():
+    random = np.random.default_rng(0)
+    truth = stats.average_precision(random.normal(1.2, 1, 200_000), random.normal(0, 1, 200_000))
+    held = 0
+    for _ in range(400):
+        found = stats.average_precision(random.normal(1.2, 1, 50), random.normal(0, 1, 50))
+        interval = stats.average_precision_logit(found, 50)
+        held += interval.low <= truth <= interval.high
+    assert held / 400 >= 0.90
+    perfect = stats.average_precision_logit(1.0, 50)
+    assert (perfect.high, perfect.low) == (1.0, stats.wilson(50, 50).low)
+    wide, narrow = stats.average_precision_logit(0.8, 50, deff=4), stats.average_precision_logit(0.8, 50)
+    assert wide.low < narrow.low < 0.8 < narrow.high < wide.high
+
+
+def test_weighted_rate_is_a_rate_where_weights_are_equal():
+    found, expected = stats.weighted_rate([1, 1, 0, 1], [2, 2, 2, 2]), stats.wilson(3, 4)
+    assert (found.value, found.low, found.high) == pytest.approx((expected.value, expected.low, expected.high))
+    assert stats.weighted_rate([1, 0], [3, 1]).value == 0.75
+    one = stats.weighted_rate([1, 0, 0], [1e9, 1e-9, 1e-9])
+    assert one.high - one.low > 0.7, "a single window carries it all"
+    with pytest.raises(ValueError, match="one is positive"):
+        stats.weighted_rate([1, 0], [0, 0])
