@@ -14,8 +14,8 @@ averaged.
   (documents) on Fisher's z scale with a t quantile (Efron and Tibshirani 1993, chapter 11): tokens of one text are not
   independent, so none is ever resampled alone. In simulation it covers 0.92 to 0.955 where a bootstrap over clusters covers
   0.90 to 0.96, and it needs no seed.
-- Average precision: the step sum of precision over recall (Zhu 2004), ties counted as one step; logit interval with the number
-  of positives (Boyd, Eng and Page 2013, section 3.1).
+- Average precision: the step sum of precision over recall (Zhu 2004), ties counted as one step; the binomial interval of Boyd,
+  Eng and Page (2013, section 3.1) with the number of positives, by Wilson's score equation, which also holds near 1.
 - Rates of weighted examples: Wilson's interval with Kish's effective number, (sum of weights)^2 / sum of squared weights.
 - Across latents: t interval of the mean, order statistics of the median (Conover 1999, section 3.2), and a weighted mean with
   the linearised variance of a ratio (Cochran 1977, section 6.5); all over one value per latent.
@@ -207,19 +207,10 @@ def average_precision(positives: Sequence[float] | np.ndarray, negatives: Sequen
     return float(np.sum(counts / len(p) * above / (above + false)))
 
 
-def average_precision_logit(value: float, num_positives: float, *, deff: float = 1.0, level: float = LEVEL) -> Interval:
-    """Return the interval of an average precision over so many positives; `deff` shrinks their number.
-
-    A value of 1 (or 0), where the logit is infinite, has the limits of a rate.
-    """
-    n = num_positives / deff
-    if not 0 < value < 1:
-        rate = wilson(value * num_positives, num_positives, deff=deff, level=level)
-        return Interval(value=value, low=rate.low, high=rate.high, method="logit")
-    half = float(ndtri(0.5 + level / 2)) / math.sqrt(n * value * (1 - value))
-    centre = math.log(value / (1 - value))
-    low, high = (1 / (1 + math.exp(-(centre + side * half))) for side in (-1, 1))
-    return Interval(value=value, low=low, high=high, method="logit")
+def average_precision_wilson(value: float, num_positives: float, *, deff: float = 1.0, level: float = LEVEL) -> Interval:
+    """Return the interval of an average precision over so many positives; `deff` shrinks their number."""
+    rate = wilson(value * num_positives, num_positives, deff=deff, level=level)
+    return Interval(value=value, low=min(rate.low, value), high=max(rate.high, value), method="wilson_average_precision")
 
 
 def weighted_rate(

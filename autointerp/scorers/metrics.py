@@ -142,7 +142,7 @@ def _average_precision(positives: Sequence[Verdict], negatives: Sequence[Verdict
         return None
     value = stats.average_precision([x for x, _ in p], [x for x, _ in n])
     deff = max(stats.design_effect([x for x, _ in side], [i for _, i in side]) for side in (p, n))
-    return _named(stats.average_precision_logit(value, len(p), deff=deff), [i for _, i in (*p, *n)])
+    return _named(stats.average_precision_wilson(value, len(p), deff=deff), [i for _, i in (*p, *n)])
 
 
 def _weighted_rate(positives: Sequence[Verdict], latent: LatentExamples) -> stats.Interval | None:

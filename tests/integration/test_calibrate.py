@@ -90,6 +90,24 @@ def test_a_second_call_has_nothing_to_do(study):
     assert EXACT in open_store(config.store).coder_names
 
 
+def test_a_judge_that_always_says_yes_ranks_nothing(study):
+    config = study[0].model_copy(
+        update={
+            "scorers": ("detection",), "engine": "tests.judges:AlwaysYes", "with_noise": False,
+            "latents": study[0].latents[:4], "negatives": ("random", "same_token"),
+        }
+    )  # fmt: skip
+    reports = calibrate(config)
+    assert all(report.exit_code == 0 for report in reports) and sum(report.num_sent for report in reports) > 0
+    frame, _ = write_calibration(config.results)
+    found = measure(frame, "auroc", judge="always-yes", family="all")
+    assert set(found["role"]) == set(ROLES) - {"true"} and (found["value"] == 0.5).all()
+    assert set(measure(frame, "auroc", scorer="detection")["judge"]) == {"rule", "always-yes"}
+    [tokens] = measure(frame, "tokens", judge="always-yes")["value"]
+    assert tokens > 1000 and (measure(frame, "tokens", judge="rule")["value"] == 0).all()
+    assert measure(frame, "auroc", judge="always-yes")["prompt"].str.fullmatch(r"[0-9a-f]{8}").all()
+
+
 def test_options_for_an_unknown_scorer_are_refused(study):
     config = study[0].model_copy(update={"options": {"detecting": {}}})
     with pytest.raises(ConfigError, match="did you mean 'detection'"):

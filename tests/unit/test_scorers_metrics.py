@@ -83,8 +83,10 @@ def test_average_precision_stands_beside_auroc():
     row = find(scores(verdicts, headline="auroc"), "average_precision")
     value = (1 + 2 / 3 + 3 / 4) / 3
     assert row.value == pytest.approx(value) and row.chance == pytest.approx(0.6)
-    expected = stats.average_precision_logit(value, 3)
-    assert (row.ci_low, row.ci_high) == pytest.approx((expected.low, expected.high)) and row.ci_method == "logit"
+    expected = stats.average_precision_wilson(value, 3)
+    assert (row.ci_low, row.ci_high) == pytest.approx(
+        (expected.low, expected.high)
+    ) and row.ci_method == "wilson_average_precision"
     assert not row.is_headline
 
 

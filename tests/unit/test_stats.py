@@ -217,18 +217,23 @@ def test_average_precision_by_hand():
         stats.average_precision([], [1.0])
 
 
-def test_average_precision_interval_covers_and_has_ends():
+@pytest.mark.parametrize("shift", [0.3, 1.2, 2.5])
+def test_average_precision_interval_covers(shift):
     random = np.random.default_rng(0)
-    truth = stats.average_precision(random.normal(1.2, 1, 200_000), random.normal(0, 1, 200_000))
+    truth = stats.average_precision(random.normal(shift, 1, 200_000), random.normal(0, 1, 200_000))
     held = 0
     for _ in range(400):
-        found = stats.average_precision(random.normal(1.2, 1, 50), random.normal(0, 1, 50))
-        interval = stats.average_precision_logit(found, 50)
+        found = stats.average_precision(random.normal(shift, 1, 50), random.normal(0, 1, 50))
+        interval = stats.average_precision_wilson(found, 50)
         held += interval.low <= truth <= interval.high
     assert held / 400 >= 0.90
-    perfect = stats.average_precision_logit(1.0, 50)
+
+
+def test_average_precision_interval_at_and_near_one():
+    perfect, nearly = (stats.average_precision_wilson(value, 50) for value in (1.0, 1 - 1e-12))
     assert (perfect.high, perfect.low) == (1.0, stats.wilson(50, 50).low)
-    wide, narrow = stats.average_precision_logit(0.8, 50, deff=4), stats.average_precision_logit(0.8, 50)
+    assert nearly.low == pytest.approx(perfect.low, abs=0.05) and nearly.high == pytest.approx(1)
+    wide, narrow = stats.average_precision_wilson(0.8, 50, deff=4), stats.average_precision_wilson(0.8, 50)
     assert wide.low < narrow.low < 0.8 < narrow.high < wide.high
 
 
