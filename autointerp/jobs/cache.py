@@ -58,7 +58,7 @@ class CoderConfig(Config):
     name: str
     """Short, unique within the store; a folder name."""
     source: str
-    """Folder, hub id, ``directions:FILE``, ``module:function`` (see `coders.load`); ``neurons:MODULE`` (see `subject.neurons`)."""
+    """Folder, hub id, ``directions:FILE``, ``module:function``, see `coders.load`; ``neurons:MODULE``, `subject.neurons`."""
     hookpoint: str | None = None
     """``MODULE.PATH[@in|@out]``; by default what the coder's files say."""
 
