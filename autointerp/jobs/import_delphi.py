@@ -90,11 +90,12 @@ def import_delphi(
     *,
     tokenizer: str | None = None,
     memory_budget_bytes: int = DEFAULT_BUDGET_BYTES,
+    contexts_per_run: int | None = None,
 ) -> Path:
     """Write the store of a delphi cache: a run folder, its ``latents`` folder, or one module's folder; return its path.
 
     `tokenizer` is a folder or hub id, by default the ``model_name`` of the cache. Each module becomes a coder of that name.
-    The same call goes on after a kill.
+    `contexts_per_run` is the unit of resume, where the budget should not decide it; the same call goes on after a kill.
 
     Raises: StoreError when the folder is no delphi cache or is damaged; InputError when there is no tokenizer, or it is not
     the one of the tokens; Interrupted after a signal, with finished runs kept.
@@ -133,6 +134,7 @@ def import_delphi(
             ),
             coders={module.name: _record(module) for module in modules},
             memory_budget_bytes=memory_budget_bytes,
+            contexts_per_run=contexts_per_run,
             l0={module.name: module.num_rows / num_tokens for module in modules},
             provenance={
                 "imported": ORIGIN,

@@ -110,8 +110,7 @@ class TestFolders:
     def test_in_blocks_and_runs_it_is_the_same(self, imported, tmp_path, monkeypatch):
         monkeypatch.setattr(module, "_BLOCK_ROWS", 7)
         monkeypatch.setattr(module, "_BLOCK_TOKENS", 96)
-        monkeypatch.setattr(module.StoreWriter, "room", property(short_room(module.StoreWriter.room.fget)))
-        store, whole = open_store(convert(tmp_path / "store")), open_store(imported)
+        store, whole = open_store(convert(tmp_path / "store", contexts_per_run=10)), open_store(imported)
         assert store.manifest.provenance["num_runs"] == 16 and store.store_id == whole.store_id
         for name in MODULES:
             for latent in range(6):
@@ -121,7 +120,6 @@ class TestFolders:
                     assert np.array_equal(mine, theirs)
 
     def test_stopped_and_started_again(self, imported, tmp_path, monkeypatch):
-        monkeypatch.setattr(module.StoreWriter, "room", property(short_room(module.StoreWriter.room.fget)))
         commit = module.StoreWriter.close_run
 
         def stopping(writer):
@@ -131,18 +129,13 @@ class TestFolders:
 
         with monkeypatch.context() as patch, pytest.raises(Interrupted):
             patch.setattr(module.StoreWriter, "close_run", stopping)
-            convert(tmp_path / "store")
+            convert(tmp_path / "store", contexts_per_run=10)
         read = []
         activations = module._activations
         monkeypatch.setattr(module, "_activations", lambda *args: read.append(args[2]) or activations(*args))
         store = open_store(convert(tmp_path / "store"))
         assert min(read) == 30 and store.manifest.extent == open_store(imported).manifest.extent
         convert(tmp_path / "store")
-
-
-def short_room(room):
-    """Runs of 10 contexts."""
-    return lambda writer: min(room(writer), 10 - writer.next_context % 10 if not writer.is_committed else room(writer))
 
 
 def rewritten(path, **changes):
