@@ -32,7 +32,7 @@ def _count(_ctx: click.Context, _param: click.Parameter, value: str | None) -> i
     "controls",
     multiple=True,
     metavar="KIND[:NAME]",
-    help="random-coder or reinit-subject, of every coder or of NAME; see below.",
+    help="random-coder, reinit-subject or reinit-matched, of every coder or of NAME; see below.",
 )
 @click.option("--tokens", callback=_count, metavar="N", help="Stop after N tokens: 10M, 500k.  [default: 10M]")
 @click.option("--ctx-len", type=int, help="Tokens per context.  [default: 256]")
@@ -81,6 +81,7 @@ def command(
     Controls become coders of the same store, named after the coder they are of:
       random-coder     NAME-random  random unit directions, as wide and with as many active latents as the coder
       reinit-subject   NAME-reinit  the same coder on the subject with every weight drawn anew (a second model in memory)
+      reinit-matched   NAME-reinit-matched  the same, with the vectors brought to the trained subject's mean and spread
     
     A coder's hookpoint (MODULE.PATH@in or @out) is read from its files where they say it; @@HOOKPOINT states it.
     The same command resumes after a kill; with one more --coder it adds that coder to a finished store.

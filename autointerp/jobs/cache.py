@@ -20,12 +20,13 @@ from pydantic import ByteSize, Field, field_validator
 
 from autointerp import __version__
 from autointerp.coders.coder import Coder
+from autointerp.coders.inputs import Matched
 from autointerp.coders.load import load_coder
 from autointerp.coders.random_coder import random_coder
 from autointerp.config import RUNTIME, Config
 from autointerp.errors import ConfigError, IdentityError, InputError, Interrupted, ResourceError
 from autointerp.files import read_json
-from autointerp.jobs.controls import REINIT_SUBJECT, Control, parse_controls
+from autointerp.jobs.controls import RANDOM_CODER, REINIT_MATCHED, Control, parse_controls
 from autointerp.jobs.signals import StopFlag, listening
 from autointerp.jobs.token_progress import TokenProgress
 from autointerp.store.corpus import tokens_digest
@@ -73,7 +74,7 @@ class CacheConfig(Config):
     """The text; a plain string is its `source`."""
     coders: tuple[CoderConfig, ...] = Field(min_length=1)
     controls: tuple[str, ...] = ()
-    """``random-coder`` and ``reinit-subject``, of every coder or with ``:NAME`` of one; see `jobs.controls`."""
+    """``random-coder``, ``reinit-subject`` and ``reinit-matched``, of every coder or with ``:NAME`` of one; `jobs.controls`."""
     control_seed: int = Field(default=0, ge=0)
     """Draws what the controls draw; but for 0, part of their names."""
     out: Path = Field(json_schema_extra=RUNTIME)
@@ -152,7 +153,7 @@ class _Job:
         stream = self._corpus.contexts()
         first = list(islice(stream, _PROBE_CONTEXTS))
         self._add_controls(path, first)
-        recorder = self._recorder(list(self._readings))
+        recorder = self._recorder(self._readings)
         l0 = self._expected_l0(recorder, first)
         self._check_disk(path, l0)
         with StoreWriter.create_or_resume(
@@ -171,7 +172,7 @@ class _Job:
                 logger.info("%s has all of this already; nothing to do", path)
                 return path
             wanted = writer.coder_names
-            recorder = self._recorder(wanted)
+            recorder = self._recorder({name: self._readings[name] for name in wanted})
             if not (path / MANIFEST).exists():
                 self._subject.tokenizer.save_pretrained(path / TOKENIZER)
                 write_vocabulary(path / TOKENIZER, *token_bytes(self._subject.tokenizer))
@@ -217,24 +218,37 @@ class _Job:
         untrained: Subject | None = None
         for control in self._controls:
             reading = self._readings[control.of]
-            if control.kind == REINIT_SUBJECT:
+            if control.kind == RANDOM_CODER:
+                k = reading.coder.spec.k or _recorded_k(path, control.name) or self._measured_k(control, contexts)
+                sibling = Reading(random_coder(reading.coder, k=k, seed=config.control_seed), reading.hookpoint)
+            else:
                 untrained = untrained or reinitialised(self._subject, seed=config.control_seed)
                 coder = reading.coder
                 if sources[control.of].startswith(f"{NEURONS}:"):
                     coder = neurons(untrained, sources[control.of])
-                rules = {**coder.spec.reading, "subject": {"weights": "drawn anew", "seed": config.control_seed}}
+                drawn: dict[str, Any] = {"weights": "drawn anew", "seed": config.control_seed}
+                if control.kind == REINIT_MATCHED:
+                    drawn["matched_on_contexts"] = _PROBE_CONTEXTS
+                rules = {**coder.spec.reading, "subject": drawn}
                 coder = replace(coder, spec=replace(coder.spec, reading=rules))
                 sibling = Reading(coder, reading.hookpoint, untrained)
-            else:
-                k = reading.coder.spec.k or _recorded_k(path, control.name) or self._measured_k(control, contexts)
-                sibling = Reading(random_coder(reading.coder, k=k, seed=config.control_seed), reading.hookpoint)
+                if control.kind == REINIT_MATCHED:
+                    sibling = replace(sibling, coder=coder.reading_through(self._matching(reading, sibling, contexts)))
             self._readings[control.name] = sibling
             self._records[control.name] = _record(sibling, self._subject, control_of=control.of)
         check_coder_names(list(self._readings))
 
+    def _matching(self, trained: Reading, untrained: Reading, contexts: list[Context]) -> Matched:
+        """Return the rule that gives the untrained subject's vectors the mean and spread of the trained one's."""
+        moments = self._recorder({"trained": trained, "untrained": untrained}).moments(contexts)
+        (wanted_mean, wanted), (mean, spread) = moments["trained"], moments["untrained"]
+        if not spread:
+            raise InputError(f"hookpoint {untrained.hookpoint} has one and the same vector on every token of the new weights")
+        return Matched(mean_D=mean, wanted_mean_D=wanted_mean, scale=wanted / spread)
+
     def _measured_k(self, control: Control, contexts: list[Context]) -> int:
         """Return the mean number of active latents of a coder over the kept tokens of some contexts, at least 1."""
-        recorder = self._recorder([control.of])
+        recorder = self._recorder({control.of: self._readings[control.of]})
         total = sum(len(acts.latents) for _, found in recorder.batches(contexts) for acts in found)
         return max(1, round(total / max(1, recorder.num_kept(contexts))))
 
@@ -245,10 +259,10 @@ class _Job:
                 "run the same command again to go on"
             )
 
-    def _recorder(self, names: list[str]) -> Recorder:
+    def _recorder(self, readings: Mapping[str, Reading]) -> Recorder:
         return Recorder(
             self._subject,
-            {name: self._readings[name] for name in names},
+            readings,
             ctx_len=self._config.corpus.ctx_len,
             token_filter=self._filter,
             batch_tokens=self._batch_tokens,

@@ -1,7 +1,9 @@
 """Controls of a coder: siblings in the same store, over the same tokens, that no training stands behind.
 
 ``random-coder`` reads the same vectors through random directions; ``reinit-subject`` is the same coder on a subject whose
-weights are drawn anew. A score of a trained coder's latents means something only as far as it exceeds what its controls score.
+weights are drawn anew; ``reinit-matched`` is that, with the vectors brought to the mean and spread they have in the trained
+subject: in vectors of another size a coder sees little but its own biases. A score of a trained coder's latents means something
+only as far as it exceeds what its controls score.
 """
 
 from __future__ import annotations
@@ -11,8 +13,8 @@ from dataclasses import dataclass
 
 from autointerp.errors import ConfigError, nearest
 
-RANDOM_CODER, REINIT_SUBJECT = "random-coder", "reinit-subject"
-KINDS = {RANDOM_CODER: "random", REINIT_SUBJECT: "reinit"}
+RANDOM_CODER, REINIT_SUBJECT, REINIT_MATCHED = "random-coder", "reinit-subject", "reinit-matched"
+KINDS = {RANDOM_CODER: "random", REINIT_SUBJECT: "reinit", REINIT_MATCHED: "reinit-matched"}
 """Kind of control -> what its name ends in."""
 
 
@@ -24,7 +26,7 @@ class Control:
     of: str
     """Name of the coder."""
     name: str
-    """``CODER-random`` or ``CODER-reinit``, with the seed at the end where it is not 0."""
+    """``CODER-random``, ``CODER-reinit`` or ``CODER-reinit-matched``, with the seed at the end where it is not 0."""
 
 
 def parse_controls(texts: Sequence[str], coders: Sequence[str], *, seed: int) -> list[Control]:

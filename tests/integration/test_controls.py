@@ -107,6 +107,32 @@ class TestOneCommand:
             assert records["random"].digest != record.digest
         assert len({store.coder(name).coder_id for name in store.coder_names}) == len(store.coder_names)
 
+    def test_matched_vectors_have_the_mean_and_spread_of_the_trained_ones(self, settings, tiny_subject, tiny_sae):
+        store = open_store(cache(settings(controls=["reinit-matched:sae"], token_filter="first:3")))
+        subject, hookpoint = load_subject(str(tiny_subject), device="cpu"), "model.layers.1@out"
+        vectors = {}
+        for name, model in (("trained", subject), ("twin", reinitialised(subject, seed=0))):
+            rows = []
+            for index, length in enumerate(store.context_lengths.tolist()):
+                tokens = store.tokens[index * CTX_LEN : index * CTX_LEN + length].astype(np.int64).tolist()
+                rows.append(read_hookpoints(model.model, torch.tensor([[0, *tokens]]), [hookpoint])[hookpoint][0, 1:])
+            vectors[name] = rows
+        first = {name: torch.cat([x[3:] for x in rows[: module._PROBE_CONTEXTS]]).double() for name, rows in vectors.items()}
+        mean = {name: x.mean(dim=0) for name, x in first.items()}
+        spread = {name: (x - mean[name]).pow(2).sum(dim=1).mean().sqrt() for name, x in first.items()}
+        assert spread["twin"] < spread["trained"] / 5  # without matching this coder would see its biases and little else
+        coder, wanted = load_coder(tiny_sae), {}
+        for index, x in enumerate(vectors["twin"]):
+            matched = (x.double() - mean["twin"]) * (spread["trained"] / spread["twin"]) + mean["trained"]
+            dense = coder.encode_dense(matched.float())
+            wanted |= {(index * CTX_LEN + t, i): dense[t, i].item() for t, i in dense.nonzero().tolist() if t >= 3}
+        found = stored(store, "sae-reinit-matched")
+        assert len(found.keys() ^ wanted.keys()) <= len(wanted) * 2e-3
+        both = sorted(found.keys() & wanted.keys())
+        assert [found[key] for key in both] == pytest.approx([wanted[key] for key in both], rel=2e-3, abs=2e-3)
+        reading = store.coder("sae-reinit-matched").record.reading
+        assert reading["inputs"] == ["matched"] and reading["subject"]["matched_on_contexts"] == module._PROBE_CONTEXTS
+
     def test_neurons_of_the_twin_write_what_the_twin_writes(self, settings):
         store = open_store(cache(settings()))
         trained, untrained = (store.coder(name).record.digest for name in ("neurons", "neurons-reinit"))
