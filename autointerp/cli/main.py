@@ -21,6 +21,7 @@ COMMANDS: dict[str, str] = {
     "demo": "Run the whole pipeline on the bundled model; no LLM, no network.",
     "cache": "Run a subject model over a corpus and record where each latent fires.",
     "import": "Turn what other tools recorded into a store.",
+    "coder": "Look at a sparse coder; check that it is read right.",
     "explain": "Write explanations of latents.",
     "score": "Grade explanations.",
     "run": "Run the stages that a TOML file describes.",

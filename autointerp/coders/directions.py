@@ -64,6 +64,7 @@ def load(path: Path, options: Mapping[str, str], *, source: str) -> Coder:
             d_out=d,
             activation="jumprelu",
             hookpoint=hookpoint,
+            reconstructs=False,
             reading={"activation": "jumprelu", "signs": "both", "threshold": given},
             labels=tuple(f"{sign}{name}" for name in names for sign in "+-"),
         ),

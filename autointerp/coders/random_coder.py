@@ -41,6 +41,7 @@ def random_coder(coder: Coder, *, k: int, seed: int) -> Coder:
             k=k,
             target=None,
             is_transcoder=False,
+            reconstructs=False,
             reading=reading,
             l0=None,
             inferred={},

@@ -19,13 +19,13 @@ from typing import Any, Literal
 from pydantic import ByteSize, Field, field_validator
 
 from autointerp import __version__
-from autointerp.coders.coder import Coder
 from autointerp.coders.inputs import Matched
 from autointerp.coders.load import load_coder
 from autointerp.coders.random_coder import random_coder
 from autointerp.config import RUNTIME, Config
 from autointerp.errors import ConfigError, IdentityError, InputError, Interrupted, ResourceError
 from autointerp.files import read_json
+from autointerp.jobs.coder_checks import absurd
 from autointerp.jobs.controls import RANDOM_CODER, REINIT_MATCHED, Control, parse_controls
 from autointerp.jobs.signals import StopFlag, listening
 from autointerp.jobs.token_progress import TokenProgress
@@ -36,6 +36,7 @@ from autointerp.store.reader import open_store
 from autointerp.store.vocab import write_vocabulary
 from autointerp.store.writer import StoreWriter
 from autointerp.subject.corpus import Context, Corpus, CorpusConfig
+from autointerp.subject.fidelity import Site, measure
 from autointerp.subject.model import Subject, load_subject
 from autointerp.subject.neurons import KIND as NEURONS
 from autointerp.subject.neurons import neurons
@@ -93,6 +94,8 @@ class CacheConfig(Config):
     """Memory for activations on their way to disk, such as ``512MB``; decides how long a run, the unit of resume, is."""
     contexts_per_run: int | None = Field(default=None, gt=0, json_schema_extra=RUNTIME)
     """Length of a run where the memory budget should not decide it."""
+    force: bool = Field(default=False, json_schema_extra=RUNTIME)
+    """Cache also what looks absurd: a coder that reconstructs worse than the mean, or far from its declared L0."""
     progress: bool | None = Field(default=None, json_schema_extra=RUNTIME)
     """True: a bar; False: log lines; None: what suits the terminal."""
 
@@ -144,7 +147,7 @@ class _Job:
             mark_template=self._filter.template,
         )
         self._batch_tokens = config.batch_tokens or (2048 if self._subject.device.type == "cpu" else 8192)
-        self._readings = {coder.name: _reading(coder, self._subject) for coder in config.coders}
+        self._readings = {coder.name: reading_of(coder, self._subject) for coder in config.coders}
         self._records = {name: _record(reading, self._subject) for name, reading in self._readings.items()}
 
     def run(self) -> Path:
@@ -154,6 +157,7 @@ class _Job:
         first = list(islice(stream, _PROBE_CONTEXTS))
         self._add_controls(path, first)
         recorder = self._recorder(self._readings)
+        self._check_coders(path, first)
         l0 = self._expected_l0(recorder, first)
         self._check_disk(path, l0)
         with StoreWriter.create_or_resume(
@@ -181,6 +185,26 @@ class _Job:
             writer.finish()
         self._summarise(path, recorder, wanted)
         return path
+
+    def _check_coders(self, path: Path, contexts: list[Context]) -> None:
+        """Refuse a coder that is not in the store yet and gives what no trained coder gives."""
+        there = open_store(path).coder_names if (path / MANIFEST).exists() else []
+        for name, reading in self._readings.items():
+            target = self._records[name].target
+            spec = reading.coder.spec
+            if self._config.force or name in there or (spec.is_transcoder and target is None):
+                continue
+            if not spec.reconstructs or self._records[name].control_of is not None:
+                continue
+            coder = reading.coder.to(self._subject.device)
+            site = Site(reading.hookpoint, target or reading.hookpoint)
+            found = measure(self._subject, coder, site, contexts, batch_tokens=self._batch_tokens, is_brief=True)
+            reason = absurd(coder.spec, found)
+            if reason is not None:
+                raise InputError(
+                    f"coder {name!r} does not fit {reading.hookpoint} of {self._subject.name}: {reason}; see "
+                    f"'autointerp coder check {coder.spec.source}', or cache it all the same with --force"
+                )
 
     def _record(self, writer: StoreWriter, recorder: Recorder, contexts: Iterator[Context]) -> None:
         """Read the corpus from its beginning; run the subject on the runs that are not committed."""
@@ -394,7 +418,11 @@ def _recorded_k(path: Path, name: str) -> int | None:
     return None if begun is None else begun["k"]
 
 
-def _reading(config: CoderConfig, subject: Subject) -> Reading:
+def reading_of(config: CoderConfig, subject: Subject) -> Reading:
+    """Return the coder and the full name of the hookpoint it reads.
+
+    Raises: InputError when no file says it, or the subject has no such hookpoint.
+    """
     if config.source.startswith(f"{NEURONS}:"):
         coder = neurons(subject, config.source)
         if config.hookpoint is not None:
@@ -420,7 +448,7 @@ def _record(reading: Reading, subject: Subject, *, control_of: str | None = None
         digest=spec.digest,
         width=spec.width,
         hookpoints=(reading.hookpoint,),
-        target=_target(reading.coder, reading.hookpoint, subject),
+        target=target_of(reading, subject),
         activation=spec.activation,
         k=spec.k,
         reading=dict(spec.reading),
@@ -435,13 +463,13 @@ def _record(reading: Reading, subject: Subject, *, control_of: str | None = None
     )
 
 
-def _target(coder: Coder, hookpoint: str, subject: Subject) -> str | None:
+def target_of(reading: Reading, subject: Subject) -> str | None:
     """Return the full name of what a transcoder predicts: where its files name the module it reads, that module's output."""
-    spec = coder.spec
+    spec = reading.coder.spec
     if spec.target is None:
         return None
     if spec.hookpoint is not None and spec.target.rpartition("@")[0] == spec.hookpoint.rpartition("@")[0]:
-        return f"{hookpoint.rpartition('@')[0]}@out"
+        return f"{reading.hookpoint.rpartition('@')[0]}@out"
     try:
         return subject.resolve(spec.target)
     except InputError:

@@ -58,6 +58,7 @@ def neurons(subject: Subject, source: str) -> Coder:
             hookpoint=f"{path}@in",
             target=f"{path}@out",
             is_transcoder=True,
+            reconstructs=False,
             reading={"activation": "topk", "k": k, "rotate": seed},
         ),
         encoder_LD=encoder,
