@@ -19,7 +19,8 @@ from autointerp.store import open_store
 
 CODERS = ("sae", "skip-transcoder")
 WITH_CONTROLS = ("sae", "sae-seed2", "skip-transcoder", "neurons")
-CONTROLS = ("random-coder:sae", "reinit-subject:sae")
+CONTROLS = ("random-coder:sae", "reinit-matched:sae")
+"""Matched: in the untrained model's own residual stream, a hundredth of the size, 31 of the SAE's 2560 latents ever fire."""
 HOOKPOINTS = {"sae": "model.layers.2@out", "sae-seed2": "model.layers.2@out", "skip-transcoder": "model.layers.2.mlp@in"}
 NEURONS = "neurons:model.layers.2.mlp"
 
@@ -37,7 +38,7 @@ def run_demo(
     """Run every stage that is not done yet; return the largest exit code.
 
     `latents` are chosen in each coder. Without `engine` the lexical explainer writes and rules judge. `controls` adds a second
-    seed, the neurons of the MLP, random directions and the SAE on the model with new weights.
+    seed, the neurons of the MLP, and two controls: random directions, and the SAE on the model with new weights.
     """
     started = time.monotonic()
     if controls:

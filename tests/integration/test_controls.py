@@ -14,6 +14,7 @@ from autointerp.demo.run import CONTROLS, WITH_CONTROLS, cache_settings, run_dem
 from autointerp.errors import ConfigError, IdentityError, InputError
 from autointerp.jobs import cache as module
 from autointerp.jobs.cache import CacheConfig, cache
+from autointerp.jobs.check import check_coder
 from autointerp.results.load import load_scores
 from autointerp.store import open_store
 from autointerp.store.verify import verify_store
@@ -48,6 +49,7 @@ def settings(tiny_subject, tiny_sae, tiny_transcoder, tmp_path):
             "contexts_per_run": 12,
             "batch_tokens": 256,
             "progress": False,
+            "force": True,  # the fixtures' coders are random and reconstruct nothing
         }
         return CacheConfig.parse(values | changes)
 
@@ -134,7 +136,9 @@ class TestOneCommand:
         assert reading["inputs"] == ["matched"] and reading["subject"]["matched_on_contexts"] == module._PROBE_CONTEXTS
 
     def test_neurons_of_the_twin_write_what_the_twin_writes(self, settings):
-        store = open_store(cache(settings()))
+        neuron = {"name": "neurons", "source": "neurons:layers.1.mlp?k=6"}
+        store = open_store(cache(settings(coders=[neuron], force=False)))
+        assert "neurons-reinit" in store.coder_names
         trained, untrained = (store.coder(name).record.digest for name in ("neurons", "neurons-reinit"))
         assert trained != untrained
 
@@ -174,7 +178,7 @@ class TestMatchedL0:
         return [{"name": "probes", "source": f"directions:{tmp_path / 'd.npz'}?threshold=3", "hookpoint": "layers.1"}]
 
     def test_k_is_the_mean_number_of_active_latents(self, settings, directions, monkeypatch):
-        store = open_store(cache(settings(coders=directions, controls=["random-coder"])))
+        store = open_store(cache(settings(coders=directions, controls=["random-coder"], force=False)))
         record, control = store.coder("probes").record, store.coder("probes-random").record
         assert record.k is None and record.labels[:2] == ("+d0", "-d0") and control.labels == () and control.width == 80
         lengths = store.context_lengths[: module._PROBE_CONTEXTS]
@@ -207,6 +211,10 @@ class TestRefusals:
         with pytest.raises(InputError, match=r"coder neurons:layers.9.mlp: the subject has no module"):
             cache(settings(coders=[{"name": "n", "source": "neurons:layers.9.mlp"}], controls=[]))
 
+    def test_what_reconstructs_nothing_is_not_checked(self, tiny_subject):
+        with pytest.raises(InputError, match="was not made to reconstruct anything"):
+            check_coder({"source": "neurons:layers.1.mlp", "subject": str(tiny_subject)})
+
 
 def test_demo_with_controls_in_one_table(tmp_path, caplog):
     said = []
@@ -219,13 +227,14 @@ def test_demo_with_controls_in_one_table(tmp_path, caplog):
     table = next(text for text in said if text.startswith("coder"))
     lines = [line.split() for line in table.splitlines()[2:] if " detection " in line]
     names = [line[0] for line in lines]
-    assert names == ["neurons", "sae", "sae-random", "sae-reinit", "sae-seed2", "skip-transcoder"]
-    assert {line[0]: line[1] for line in lines if line[0].startswith("sae-r")} == {"sae-random": "sae", "sae-reinit": "sae"}
+    assert names == ["neurons", "sae", "sae-random", "sae-reinit-matched", "sae-seed2", "skip-transcoder"]
+    assert {line[0]: line[1] for line in lines if line[0].startswith("sae-r")} == dict.fromkeys(names[2:4], "sae")
     assert "control of" in table.splitlines()[0] and "control of sae" in (tmp_path / "results/report/index.html").read_text()
     scores = load_scores(tmp_path / "results")
     headline = scores[scores.is_headline & scores["quantile"].isna() & scores.control.isna() & (scores.status == "ok")]
-    assert set(headline.coder) >= {"neurons", "sae", "sae-random", "skip-transcoder"}
-    assert headline[headline.scorer == "detection"].groupby("coder").value.median()["skip-transcoder"] > 0.55
+    assert set(headline.coder) == set(names)
+    medians = headline[headline.scorer == "detection"].groupby("coder").value.median()
+    assert medians["skip-transcoder"] > medians["sae-reinit-matched"] and medians["sae"] > medians["sae-reinit-matched"]
     assert not [r for r in caplog.records if "sae-reinit" in r.getMessage()]  # a control is not warned about
 
 
