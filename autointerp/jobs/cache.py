@@ -46,8 +46,9 @@ from autointerp.subject.vocabulary import token_bytes
 
 logger = logging.getLogger("autointerp.jobs")
 
-_PROBE_CONTEXTS = 32
-"""Contexts on which the activations per token of a coder without a k are measured."""
+_PROBE_CONTEXTS = 4
+_CONTROL_CONTEXTS = 32
+"""Contexts on which what a control must match is measured."""
 _BATCHES_PER_GROUP = 16
 """Batches whose contexts are sorted by length together."""
 _BYTES_PER_ACTIVATION = 9.0
@@ -154,11 +155,11 @@ class _Job:
         path = self._config.out.expanduser()
         self._check_corpus_of_unfinished(path)
         stream = self._corpus.contexts()
-        first = list(islice(stream, _PROBE_CONTEXTS))
+        first = list(islice(stream, _CONTROL_CONTEXTS if self._controls else _PROBE_CONTEXTS))
         self._add_controls(path, first)
         recorder = self._recorder(self._readings)
-        self._check_coders(path, first)
-        l0 = self._expected_l0(recorder, first)
+        self._check_coders(path, first[:_PROBE_CONTEXTS])
+        l0 = self._expected_l0(recorder, first[:_PROBE_CONTEXTS])
         self._check_disk(path, l0)
         with StoreWriter.create_or_resume(
             path,
@@ -252,7 +253,7 @@ class _Job:
                     coder = neurons(untrained, sources[control.of])
                 drawn: dict[str, Any] = {"weights": "drawn anew", "seed": config.control_seed}
                 if control.kind == REINIT_MATCHED:
-                    drawn["matched_on_contexts"] = _PROBE_CONTEXTS
+                    drawn["matched_on_contexts"] = _CONTROL_CONTEXTS
                 rules = {**coder.spec.reading, "subject": drawn}
                 coder = replace(coder, spec=replace(coder.spec, reading=rules))
                 sibling = Reading(coder, reading.hookpoint, untrained)
