@@ -20,7 +20,7 @@ from autointerp.store import open_store
 CODERS = ("sae", "skip-transcoder")
 WITH_CONTROLS = ("sae", "sae-seed2", "skip-transcoder", "neurons")
 CONTROLS = ("random-coder:sae", "reinit-matched:sae")
-"""Matched: of the untrained model's own residual stream, an 80th of the spread, the SAE sees its biases: 31 latents ever fire."""
+"""Matched: of the untrained model's own residual stream, whose spread is an 80th, 31 of the SAE's 2560 latents see anything."""
 HOOKPOINTS = {"sae": "model.layers.2@out", "sae-seed2": "model.layers.2@out", "skip-transcoder": "model.layers.2.mlp@in"}
 NEURONS = "neurons:model.layers.2.mlp"
 
