@@ -1,16 +1,15 @@
 """The subject: the language model being interpreted, its tokenizer, its weights' digest and its hookpoints.
 
-Hookpoints are ``MODULE.PATH@in`` or ``@out`` of the whole causal model; published names are relative to some part of it and are
-resolved here. The forward pass itself is in `subject.hooks`.
+Hookpoints are ``MODULE.PATH@in`` or ``@out`` of the whole causal model; what coders publish is resolved in `subject.published`
+and `subject.hookpoints`. The forward pass itself is in `subject.hooks`.
 """
 
 from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -23,12 +22,13 @@ from transformers.utils import logging as transformers_logging
 from autointerp.coders.tensors import digest_safetensors, digest_tensors
 from autointerp.digest import digest, digest_file
 from autointerp.errors import ConfigError, InputError, ResourceError, nearest
+from autointerp.subject.hookpoints import resolve_patterns
 from autointerp.subject.hooks import read_hookpoints
+from autointerp.subject.published import PublishedHook, published_hookpoint
 
 Quantization = Literal["8bit", "4bit"]
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
-_PREFIXES = ("model.", "model.language_model.", "language_model.", "transformer.", "gpt_neox.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,8 +84,23 @@ class Subject:
         return [f"{name}@{side}" for name, _ in self.model.named_modules() if name for side in ("in", "out")]
 
     def resolve(self, hookpoint: str, *, default_side: str = "out") -> str:
-        """Return the full name of one hookpoint; see :func:`resolve_hookpoint`."""
-        return resolve_hookpoint(hookpoint, (name for name, _ in self.model.named_modules()), default_side=default_side)
+        """Return the full name of one hookpoint, given by a path or by a published name.
+
+        Raises: InputError when there is none, or when its values are not yet what the name stands for: see :meth:`published`.
+        """
+        found = self.published(hookpoint, default_side=default_side)
+        if found.inputs:
+            raise InputError(
+                f"hookpoint {hookpoint!r} is {found.hookpoint} after the rule {' and '.join(found.inputs)}, and no module of the "
+                f"subject gives that out; name {found.hookpoint} for a coder that applies the rule itself"
+            )
+        return found.hookpoint
+
+    def published(
+        self, name: str, *, layer: int | None = None, default_side: str = "out", centred: bool = False
+    ) -> PublishedHook:
+        """Return where the activation of a published name is, and how it is made from it; see :func:`published_hookpoint`."""
+        return published_hookpoint(name, self.model, layer=layer, default_side=default_side, centred=centred)
 
     def resolve_globs(self, patterns: Sequence[str], *, default_side: str = "out") -> list[str]:
         """Return the full names of all hookpoints that match; see :func:`resolve_patterns`."""
@@ -165,76 +180,6 @@ def load_subject(
         quantization=quantization,
         dtype=str(torch_dtype).removeprefix("torch."),
     )
-
-
-def resolve_hookpoint(hookpoint: str, modules: Iterable[str], *, default_side: str = "out") -> str:
-    """Return the full name of a hookpoint given as published: with or without a side, relative to a part of the model.
-
-    The path is tried as it is, then without a leading ``model.``, then with the prefixes models put before their blocks.
-
-    Raises: InputError when nothing fits, with the nearest name, or when several do.
-    """
-    known = {name for name in modules if name}
-    path, side = _sided(hookpoint, default_side)
-    if path in known:
-        return f"{path}@{side}"
-    bare = path.removeprefix("model.")
-    hits = sorted({candidate for candidate in (bare, *(prefix + bare for prefix in _PREFIXES)) if candidate in known})
-    if not hits:
-        hits = sorted(name for name in known if name.endswith("." + bare))
-    if len(hits) == 1:
-        return f"{hits[0]}@{side}"
-    if hits:
-        shown = ", ".join(hits[:6])
-        raise InputError(f"hookpoint {hookpoint!r} fits several modules ({shown}); give the whole path")
-    endings = {name: name for name in known} | {_relative(name): name for name in known}
-    raise InputError(f"the subject has no module {path!r} for hookpoint {hookpoint!r}; {nearest(path, endings)}")
-
-
-def resolve_patterns(patterns: Sequence[str], modules: Sequence[str], *, default_side: str = "out") -> list[str]:
-    """Return the hookpoints that match any of the patterns, in the order of `modules`; ``*`` stays within one part of a path.
-
-    Raises: InputError when a pattern matches nothing.
-    """
-    chosen: dict[str, None] = {}
-    for pattern in patterns:
-        path, side = _sided(pattern, default_side)
-        if not any(sign in path for sign in "*?["):
-            chosen[resolve_hookpoint(pattern, modules, default_side=default_side)] = None
-            continue
-        parts = path.removeprefix("model.").split(".")
-        hits = [name for name in modules if name and (_fits(name.split("."), path.split(".")) or _fits_relative(name, parts))]
-        if not hits:
-            raise InputError(
-                f"no module of the subject matches {pattern!r}; {nearest(path, {_relative(name) for name in modules})}"
-            )
-        chosen.update((f"{name}@{side}", None) for name in hits)
-    rank = {name: index for index, name in enumerate(modules)}
-    return sorted(chosen, key=lambda name: (rank[name.rpartition("@")[0]], name))
-
-
-def _fits(parts: list[str], patterns: list[str]) -> bool:
-    return len(parts) == len(patterns) and all(
-        fnmatchcase(part, pattern) for part, pattern in zip(parts, patterns, strict=True)
-    )
-
-
-def _fits_relative(name: str, patterns: list[str]) -> bool:
-    return any(name.startswith(prefix) and _fits(name.removeprefix(prefix).split("."), patterns) for prefix in _PREFIXES)
-
-
-def _relative(name: str) -> str:
-    for prefix in sorted(_PREFIXES, key=len, reverse=True):
-        if name.startswith(prefix):
-            return name.removeprefix(prefix)
-    return name
-
-
-def _sided(hookpoint: str, default_side: str) -> tuple[str, str]:
-    path, at, side = hookpoint.partition("@")
-    if at and side not in ("in", "out"):
-        raise InputError(f"hookpoint {hookpoint!r} ends in @{side}; expected MODULE.PATH@in or MODULE.PATH@out")
-    return path, side or default_side
 
 
 def _check_source(name: str) -> None:

@@ -8,8 +8,9 @@ from safetensors.torch import load_file, save_file
 from autointerp.coders.load import load_coder
 from autointerp.errors import ConfigError, InputError, ResourceError
 from autointerp.subject.corpus import Context
+from autointerp.subject.hookpoints import resolve_hookpoint, resolve_patterns
 from autointerp.subject.hooks import read_hookpoints
-from autointerp.subject.model import load_subject, resolve_hookpoint, resolve_patterns
+from autointerp.subject.model import load_subject
 from autointerp.subject.recorder import Reading, Recorder, TokenFilter
 
 LLAMA = [

@@ -1,0 +1,187 @@
+"""Where the activation that a published name stands for is found in a Hugging Face model.
+
+Names are TransformerLens's (``blocks.5.hook_resid_mid``; alone, such as ``hook_resid_mid``, with the block's number beside it),
+Gemma Scope 2's (``model.layers.5.mlp.output``) and plain module paths. One name means different modules in different
+architectures, and some tensors no module gives out: those are read one step earlier, with the rule that makes them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import nn
+
+from autointerp.errors import InputError, nearest
+from autointerp.subject.hookpoints import resolve_hookpoint
+
+_IN_BLOCK = re.compile(r"blocks\.(\d+)\.((?:\w+\.)*hook_.+)")
+_RESIDUAL = (
+    "hook_resid_pre",
+    "hook_resid_mid",
+    "hook_resid_post",
+    "hook_attn_out",
+    "hook_mlp_out",
+    "hook_embed",
+    "hook_mlp_in",
+)
+
+
+@dataclass(frozen=True)
+class PublishedHook:
+    """What to read, and what to do to it, to have the tensor that a published name stands for."""
+
+    hookpoint: str
+    """``MODULE.PATH@in`` or ``@out`` of the whole model."""
+    inputs: tuple[str, ...] = ()
+    """Rules to apply to each vector, in order: ``centre`` (x minus its mean), ``rms`` (x / sqrt(mean x^2 + eps)) or
+    ``layer_norm`` ((x - mean) / sqrt(var + eps), var with divisor d)."""
+    eps: float | None = None
+    """The model's own epsilon of ``rms`` and ``layer_norm``."""
+
+
+@dataclass(frozen=True)
+class _Family:
+    """Architectures whose blocks have the same parts."""
+
+    blocks: str
+    """The list of blocks, relative to the bare model."""
+    embed: str
+    """Hookpoint of ``hook_embed``, relative to the bare model."""
+    sites: Mapping[str, str]
+    """Hookpoint of each name, relative to a block."""
+    norms: Mapping[str, str]
+    """The norm whose input, normalised without gain or bias, a name stands for."""
+    rule: str = "rms"
+
+
+def _family(blocks: str, embed: str, rule: str, *, attention: str, projection: str, down: str, ln1: str, ln2: str) -> _Family:
+    """Return the family whose blocks have one norm before attention and one before the MLP."""
+    sites = {
+        "hook_resid_pre": "@in",
+        "hook_resid_mid": f"{ln2}@in",
+        "hook_resid_post": "@out",
+        "hook_attn_out": f"{attention}@out",
+        "hook_mlp_out": "mlp@out",
+        "hook_mlp_in": f"{ln2}@in",
+        "attn.hook_z": f"{attention}.{projection}@in",
+        "mlp.hook_in": f"{ln2}@out",
+        "mlp.hook_post": f"mlp.{down}@in",
+        "mlp.hook_out": "mlp@out",
+    }
+    return _Family(blocks, embed, sites, {"ln1.hook_normalized": ln1, "ln2.hook_normalized": ln2}, rule)
+
+
+_PARTS = {"attention": "self_attn", "projection": "o_proj", "down": "down_proj", "ln1": "input_layernorm"}
+_LLAMA = _family("layers", "embed_tokens@out", "rms", **_PARTS, ln2="post_attention_layernorm")
+# By the version of transformers, Gemma's table of embeddings gives out rows multiplied by sqrt(d) or not; the first block always
+# gets them multiplied.
+_GEMMA = replace(_LLAMA, embed="layers.0@in")
+# Gemma 2 and 3 have norms after attention and MLP as well, and add what those give to the residual stream.
+_SANDWICH = _family("layers", "layers.0@in", "rms", **_PARTS, ln2="pre_feedforward_layernorm")
+_POST = {"hook_attn_out": "post_attention_layernorm@out", "hook_mlp_out": "post_feedforward_layernorm@out"}
+_GEMMA2 = replace(_SANDWICH, sites={**_SANDWICH.sites, **_POST})
+# Coders on Gemma 3 were published with this name for what the MLP reads; elsewhere it is a copy of the residual stream.
+_GEMMA3 = replace(_GEMMA2, sites={**_GEMMA2.sites, "hook_mlp_in": "pre_feedforward_layernorm@out"})
+_PARTS = {"attention": "attn", "projection": "c_proj", "down": "c_proj", "ln1": "ln_1"}
+_GPT2 = _family("h", "wte@out", "layer_norm", **_PARTS, ln2="ln_2")
+_PARTS = {"attention": "attention", "projection": "dense", "down": "dense_4h_to_h", "ln1": "input_layernorm"}
+_NEOX = _family("layers", "embed_in@out", "layer_norm", **_PARTS, ln2="post_attention_layernorm")
+_ENDS = {name: _LLAMA.sites[name] for name in ("hook_resid_pre", "hook_resid_post")}
+_MAMBA = _Family("layers", "embeddings@out", _ENDS, {})
+
+_FAMILIES = {
+    "llama": _LLAMA,
+    "mistral": _LLAMA,
+    "qwen2": _LLAMA,
+    "qwen3": _LLAMA,
+    "qwen3_moe": _LLAMA,
+    "gpt_oss": _LLAMA,
+    "gemma": _GEMMA,
+    "gemma2": _GEMMA2,
+    "gemma3_text": _GEMMA3,
+    "gpt2": _GPT2,
+    "gpt_neox": _NEOX,
+    "mamba": _MAMBA,
+}
+"""By the model type of the configuration of the text model."""
+
+
+def published_hookpoint(
+    name: str, model: nn.Module, *, layer: int | None = None, default_side: str = "out", centred: bool = False
+) -> PublishedHook:
+    """Return where in `model` the activation is that a coder was published for.
+
+    `name` is TransformerLens's, a path with ``.input`` or ``.output``, or a path with ``@in``, ``@out`` or neither (then
+    `default_side`); `layer` is the block of a name that has none. `centred` says that the coder was trained on the model as
+    TransformerLens rewrites it by default, which takes the mean out of all that LayerNorm models write to their residual stream.
+
+    Raises: InputError when the model has no such activation, with the nearest name.
+    """
+    if layer is not None:
+        name = f"blocks.{layer}.{name}"
+    in_block = _IN_BLOCK.fullmatch(name)
+    if in_block is None and name != "hook_embed":
+        modules = [path for path, _ in model.named_modules()]
+        if name.startswith("hook_") or ".hook_" in name:
+            raise InputError(f"hookpoint {name!r} has no number of a block; expected one such as 'blocks.5.{name}'")
+        return PublishedHook(resolve_hookpoint(name, modules, default_side=default_side))
+    config = _text_config(model)
+    family = _FAMILIES.get(config.model_type)
+    block, site = (int(in_block[1]), in_block[2]) if in_block else (0, name)
+    if family is None:
+        hook = PublishedHook(_ends_of_any(name, block, site, model, config))
+    else:
+        hook = _in_family(name, block, site, model, config, family)
+    if centred and site in _RESIDUAL and family is not None and family.rule == "layer_norm":
+        return replace(hook, inputs=("centre",))
+    return hook
+
+
+def _in_family(name: str, block: int, site: str, model: nn.Module, config: Any, family: _Family) -> PublishedHook:
+    modules = [path for path, _ in model.named_modules()]
+    if site == "hook_embed":
+        return PublishedHook(resolve_hookpoint(family.embed, modules))
+    is_parallel = config.model_type == "gpt_neox" and config.use_parallel_residual
+    sites = {key: value for key, value in family.sites.items() if not (is_parallel and key == "hook_resid_mid")}
+    if site not in sites and site not in family.norms:
+        known = [f"blocks.{block}.{key}" for key in (*sites, *family.norms)]
+        reason = " that runs attention and MLP side by side" if is_parallel and site == "hook_resid_mid" else ""
+        raise InputError(f"a {config.model_type} model{reason} has no {name!r}; {nearest(name, [*known, 'hook_embed'])}")
+    path = _block(name, block, family.blocks, modules, config)
+    if site in sites:
+        inside, _, side = sites[site].partition("@")
+        return PublishedHook(resolve_hookpoint(f"{path}.{inside}".rstrip(".") + f"@{side}", modules))
+    hookpoint = resolve_hookpoint(f"{path}.{family.norms[site]}@in", modules)
+    return PublishedHook(hookpoint, (family.rule,), _eps(model.get_submodule(hookpoint.removesuffix("@in"))))
+
+
+def _ends_of_any(name: str, block: int, site: str, model: nn.Module, config: Any) -> str:
+    """Return where a block of an architecture begins or ends, which needs no knowledge of what is inside."""
+    if site not in _ENDS:
+        raise InputError(
+            f"what {name!r} stands for in a {config.model_type} model is not known; give the module as MODULE.PATH@in or @out "
+            f"(known: blocks.N.hook_resid_pre and hook_resid_post, and all of {', '.join(sorted(_FAMILIES))})"
+        )
+    modules = [path for path, _ in model.named_modules()]
+    blocks = next((key for key in ("layers", "h") if any(path.split(".")[-2:] == [key, "0"] for path in modules)), "layers")
+    return resolve_hookpoint(f"{_block(name, block, blocks, modules, config)}{_ENDS[site]}", modules)
+
+
+def _block(name: str, block: int, blocks: str, modules: list[str], config: Any) -> str:
+    """Return the whole path of a block."""
+    number = int(config.num_hidden_layers)
+    if block >= number:
+        raise InputError(f"hookpoint {name!r} is of block {block}, and the subject has blocks 0 to {number - 1}")
+    return resolve_hookpoint(f"{blocks}.{block}", modules).removesuffix("@out")
+
+
+def _text_config(model: Any) -> Any:
+    config = model.config
+    return config.get_text_config() if hasattr(config, "get_text_config") else config
+
+
+def _eps(norm: Any) -> float:
+    return float(norm.variance_epsilon if hasattr(norm, "variance_epsilon") else norm.eps)
