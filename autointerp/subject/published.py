@@ -76,8 +76,9 @@ def _family(blocks: str, embed: str, rule: str, *, attention: str, projection: s
 
 _PARTS = {"attention": "self_attn", "projection": "o_proj", "down": "down_proj", "ln1": "input_layernorm"}
 _LLAMA = _family("layers", "embed_tokens@out", "rms", **_PARTS, ln2="post_attention_layernorm")
-# By the version of transformers, Gemma's table of embeddings gives out rows multiplied by sqrt(d) or not; the first block always
-# gets them multiplied.
+_EXPERTS = replace(_LLAMA, sites={name: path for name, path in _LLAMA.sites.items() if name != "mlp.hook_post"})
+# Whether Gemma's table of embeddings multiplies its rows by sqrt(d) itself depends on the version of transformers; what the
+# first block gets is always multiplied.
 _GEMMA = replace(_LLAMA, embed="layers.0@in")
 # Gemma 2 and 3 have norms after attention and MLP as well, and add what those give to the residual stream.
 _SANDWICH = _family("layers", "layers.0@in", "rms", **_PARTS, ln2="pre_feedforward_layernorm")
@@ -97,8 +98,8 @@ _FAMILIES = {
     "mistral": _LLAMA,
     "qwen2": _LLAMA,
     "qwen3": _LLAMA,
-    "qwen3_moe": _LLAMA,
-    "gpt_oss": _LLAMA,
+    "qwen3_moe": _EXPERTS,
+    "gpt_oss": _EXPERTS,
     "gemma": _GEMMA,
     "gemma2": _GEMMA2,
     "gemma3_text": _GEMMA3,
@@ -116,7 +117,8 @@ def published_hookpoint(
 
     `name` is TransformerLens's, a path with ``.input`` or ``.output``, or a path with ``@in``, ``@out`` or neither (then
     `default_side`); `layer` is the block of a name that has none. `centred` says that the coder was trained on the model as
-    TransformerLens rewrites it by default, which takes the mean out of all that LayerNorm models write to their residual stream.
+    TransformerLens rewrites it by default, which takes the mean out of all that a LayerNorm model writes to its residual
+    stream.
 
     Raises: InputError when the model has no such activation, with the nearest name.
     """
