@@ -7,6 +7,7 @@ and `subject.hookpoints`. The forward pass itself is in `subject.hooks`.
 from __future__ import annotations
 
 import difflib
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
@@ -63,7 +65,11 @@ class Subject:
     def device(self) -> torch.device:
         """Where token ids go."""
         device = self._embeddings.device
-        return device if device.type != "meta" else torch.device("cuda")
+        if device.type != "meta":
+            return device
+        model: Any = self.model
+        hook = getattr(model.get_input_embeddings(), "_hf_hook", None)  # accelerate's: weights on disk run elsewhere
+        return torch.device(getattr(hook, "execution_device", "cuda"))
 
     @property
     def max_context(self) -> int | None:
@@ -145,7 +151,9 @@ def load_subject(
 ) -> Subject:
     """Load a causal language model and its tokenizer from a folder or the hub, ready to be read.
 
-    ``dtype="auto"`` is float32 on a CPU and bfloat16 on an accelerator.
+    ``dtype="auto"`` is float32 on a CPU and bfloat16 on an accelerator. `device_map` is a strategy of accelerate's such as
+    ``auto``, one device, or JSON that gives each part of the model a device, ``cpu`` or ``disk``: ``{"model.embed_tokens": 0,
+    "model.layers.0": "cpu", "model.layers.1": "disk", ...}``.
 
     Raises: InputError when there is no such model; ResourceError when a package that an option needs is missing.
     """
@@ -160,13 +168,13 @@ def load_subject(
         placement["quantization_config"] = _quantization(quantization, torch_dtype)
     if device_map is not None or quantization is not None:
         _need("accelerate", f"--{'device-map' if device_map else 'quantization'}")
-        placement["device_map"] = device_map or {"": str(where)}
+        placement["device_map"] = {"": str(where)} if device_map is None else _device_map(device_map)
     transformers_logging.disable_progress_bar()
     try:
         tokenizer = AutoTokenizer.from_pretrained(name_or_path, **options)
         model = AutoModelForCausalLM.from_pretrained(name_or_path, dtype=torch_dtype, **options, **placement)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise _load_error(name_or_path, error) from error
+    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
+        raise _load_error(name_or_path, error, device_map) from error
     model.eval()
     model.requires_grad_(False)
     if not placement:
@@ -194,8 +202,12 @@ def _check_source(name: str) -> None:
         raise InputError(f"no subject at {name}: no such folder, and not a hub id such as OWNER/MODEL")
 
 
-def _load_error(name: str, error: Exception) -> InputError:
+def _load_error(name: str, error: Exception, device_map: str | None) -> InputError:
     reason = " ".join(str(error).strip().split("\n")[0].split())[:300] or type(error).__name__
+    if Path(name).is_dir() and device_map is not None:
+        return InputError(
+            f"subject {name} cannot be loaded with the device map {device_map} ({reason}); each part of it needs one place"
+        )
     if Path(name).is_dir():
         return InputError(f"subject {name} cannot be loaded ({reason}); expected a causal language model saved by transformers")
     return InputError(
@@ -213,6 +225,17 @@ def _device(device: str) -> torch.device:
     if wanted.type == "cuda" and not torch.cuda.is_available():
         raise ResourceError(f"device {device} was asked for and this PyTorch sees no CUDA device; use --device cpu")
     return wanted
+
+
+def _device_map(text: str) -> str | dict[str, str]:
+    if not text.lstrip().startswith("{"):
+        return text
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise ConfigError(f'device_map = {text!r} is no JSON ({error}); expected one such as {{"model": 0}}') from error
+    named = {part: f"cuda:{device}" if isinstance(device, int) else str(device) for part, device in found.items()}
+    return {part: device if device == "disk" else str(_device(device)) for part, device in named.items()}
 
 
 def _need(package: str, option: str) -> None:
