@@ -96,9 +96,10 @@ class Subject:
         """
         found = self.published(hookpoint, default_side=default_side)
         if found.inputs:
+            rules = " and ".join(rule.name for rule in found.inputs)
             raise InputError(
-                f"hookpoint {hookpoint!r} is {found.hookpoint} after the rule {' and '.join(found.inputs)}, and no module of "
-                f"the subject gives that out; name {found.hookpoint} for a coder that applies the rule itself"
+                f"hookpoint {hookpoint!r} is {found.hookpoint} after the rule {rules}, and no module of the subject gives that "
+                f"out; name {found.hookpoint} for a coder that applies the rule itself"
             )
         return found.hookpoint
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import nn
 
+from autointerp.coders.inputs import Centre, InputRule, LayerNorm, Rms
 from autointerp.errors import InputError, nearest
 from autointerp.subject.hookpoints import resolve_hookpoint
 
@@ -35,11 +36,8 @@ class PublishedHook:
 
     hookpoint: str
     """``MODULE.PATH@in`` or ``@out`` of the whole model."""
-    inputs: tuple[str, ...] = ()
-    """Rules to apply to each vector, in order: ``centre`` (x minus its mean), ``rms`` (x / sqrt(mean x^2 + eps)) or
-    ``layer_norm`` ((x - mean) / sqrt(var + eps), var with divisor d)."""
-    eps: float | None = None
-    """The model's own epsilon of ``rms`` and ``layer_norm``."""
+    inputs: tuple[InputRule, ...] = ()
+    """What to apply to each vector, in order: `Centre`, or `Rms` or `LayerNorm` with the epsilon of the model's own norm."""
 
 
 @dataclass(frozen=True)
@@ -48,16 +46,26 @@ class _Family:
 
     blocks: str
     """The list of blocks, relative to the bare model."""
-    embed: str
-    """Hookpoint of ``hook_embed``, relative to the bare model."""
+    embed: str | None
+    """Hookpoint of ``hook_embed``, relative to the bare model, where that is known."""
     sites: Mapping[str, str]
     """Hookpoint of each name, relative to a block."""
     norms: Mapping[str, str]
     """The norm whose input, normalised without gain or bias, a name stands for."""
-    rule: str = "rms"
+    rule: type[Rms] | type[LayerNorm] = Rms
 
 
-def _family(blocks: str, embed: str, rule: str, *, attention: str, projection: str, down: str, ln1: str, ln2: str) -> _Family:
+def _family(
+    blocks: str,
+    embed: str,
+    rule: type[Rms] | type[LayerNorm],
+    *,
+    attention: str,
+    projection: str,
+    down: str,
+    ln1: str,
+    ln2: str,
+) -> _Family:
     """Return the family whose blocks have one norm before attention and one before the MLP."""
     sites = {
         "hook_resid_pre": "@in",
@@ -75,21 +83,21 @@ def _family(blocks: str, embed: str, rule: str, *, attention: str, projection: s
 
 
 _PARTS = {"attention": "self_attn", "projection": "o_proj", "down": "down_proj", "ln1": "input_layernorm"}
-_LLAMA = _family("layers", "embed_tokens@out", "rms", **_PARTS, ln2="post_attention_layernorm")
+_LLAMA = _family("layers", "embed_tokens@out", Rms, **_PARTS, ln2="post_attention_layernorm")
 _EXPERTS = replace(_LLAMA, sites={name: path for name, path in _LLAMA.sites.items() if name != "mlp.hook_post"})
 # Whether Gemma's table of embeddings multiplies its rows by sqrt(d) itself depends on the version of transformers; what the
 # first block gets is always multiplied.
 _GEMMA = replace(_LLAMA, embed="layers.0@in")
 # Gemma 2 and 3 have norms after attention and MLP as well, and add what those give to the residual stream.
-_SANDWICH = _family("layers", "layers.0@in", "rms", **_PARTS, ln2="pre_feedforward_layernorm")
+_SANDWICH = _family("layers", "layers.0@in", Rms, **_PARTS, ln2="pre_feedforward_layernorm")
 _POST = {"hook_attn_out": "post_attention_layernorm@out", "hook_mlp_out": "post_feedforward_layernorm@out"}
 _GEMMA2 = replace(_SANDWICH, sites={**_SANDWICH.sites, **_POST})
 # Coders on Gemma 3 were published with this name for what the MLP reads; elsewhere it is a copy of the residual stream.
 _GEMMA3 = replace(_GEMMA2, sites={**_GEMMA2.sites, "hook_mlp_in": "pre_feedforward_layernorm@out"})
 _PARTS = {"attention": "attn", "projection": "c_proj", "down": "c_proj", "ln1": "ln_1"}
-_GPT2 = _family("h", "wte@out", "layer_norm", **_PARTS, ln2="ln_2")
+_GPT2 = _family("h", "wte@out", LayerNorm, **_PARTS, ln2="ln_2")
 _PARTS = {"attention": "attention", "projection": "dense", "down": "dense_4h_to_h", "ln1": "input_layernorm"}
-_NEOX = _family("layers", "embed_in@out", "layer_norm", **_PARTS, ln2="post_attention_layernorm")
+_NEOX = _family("layers", "embed_in@out", LayerNorm, **_PARTS, ln2="post_attention_layernorm")
 _ENDS = {name: _LLAMA.sites[name] for name in ("hook_resid_pre", "hook_resid_post")}
 _MAMBA = _Family("layers", "embeddings@out", _ENDS, {})
 
@@ -124,60 +132,49 @@ def published_hookpoint(
     """
     if layer is not None:
         name = f"blocks.{layer}.{name}"
+    modules = [path for path, _ in model.named_modules()]
     in_block = _IN_BLOCK.fullmatch(name)
     if in_block is None and name != "hook_embed":
-        modules = [path for path, _ in model.named_modules()]
         if name.startswith("hook_") or ".hook_" in name:
             raise InputError(f"hookpoint {name!r} has no number of a block; expected one such as 'blocks.5.{name}'")
         return PublishedHook(resolve_hookpoint(name, modules, default_side=default_side))
     config = _text_config(model)
-    family = _FAMILIES.get(config.model_type)
+    family = _FAMILIES.get(config.model_type) or _any(modules)
     block, site = (int(in_block[1]), in_block[2]) if in_block else (0, name)
-    if family is None:
-        hook = PublishedHook(_ends_of_any(name, block, site, model, config))
-    else:
-        hook = _in_family(name, block, site, model, config, family)
-    if centred and site in _RESIDUAL and family is not None and family.rule == "layer_norm":
-        return replace(hook, inputs=("centre",))
-    return hook
+    hookpoint = resolve_hookpoint(_find(name, block, site, family, config, modules), modules)
+    if site in family.norms:
+        return PublishedHook(hookpoint, (family.rule(_eps(model.get_submodule(hookpoint.removesuffix("@in")))),))
+    is_centred = centred and family.rule is LayerNorm and site in _RESIDUAL
+    return PublishedHook(hookpoint, (Centre(),) if is_centred else ())
 
 
-def _in_family(name: str, block: int, site: str, model: nn.Module, config: Any, family: _Family) -> PublishedHook:
-    modules = [path for path, _ in model.named_modules()]
-    if site == "hook_embed":
-        return PublishedHook(resolve_hookpoint(family.embed, modules))
+def _find(name: str, block: int, site: str, family: _Family, config: Any, modules: list[str]) -> str:
+    """Return what to read for a name, relative to some part of the model."""
+    sites = {**family.sites, **{key: f"{norm}@in" for key, norm in family.norms.items()}}
     is_parallel = config.model_type == "gpt_neox" and config.use_parallel_residual
-    sites = {key: value for key, value in family.sites.items() if not (is_parallel and key == "hook_resid_mid")}
-    if site not in sites and site not in family.norms:
-        known = [f"blocks.{block}.{key}" for key in (*sites, *family.norms)]
-        reason = " that runs attention and MLP side by side" if is_parallel and site == "hook_resid_mid" else ""
-        raise InputError(f"a {config.model_type} model{reason} has no {name!r}; {nearest(name, [*known, 'hook_embed'])}")
-    path = _block(name, block, family.blocks, modules, config)
-    if site in sites:
-        inside, _, side = sites[site].partition("@")
-        return PublishedHook(resolve_hookpoint(f"{path}.{inside}".rstrip(".") + f"@{side}", modules))
-    hookpoint = resolve_hookpoint(f"{path}.{family.norms[site]}@in", modules)
-    return PublishedHook(hookpoint, (family.rule,), _eps(model.get_submodule(hookpoint.removesuffix("@in"))))
-
-
-def _ends_of_any(name: str, block: int, site: str, model: nn.Module, config: Any) -> str:
-    """Return where a block of an architecture begins or ends, which needs no knowledge of what is inside."""
-    if site not in _ENDS:
+    if is_parallel:
+        del sites["hook_resid_mid"]  # attention and MLP read the same: nothing lies between them
+    if site == "hook_embed" and family.embed is not None:
+        return family.embed
+    if site not in sites:
+        known = [f"blocks.{block}.{key}" for key in sites] + ["hook_embed"] * (family.embed is not None)
+        kind = f"{config.model_type} model" + (" with parallel attention and MLP" if is_parallel else "")
         raise InputError(
-            f"what {name!r} stands for in a {config.model_type} model is not known; give the module as MODULE.PATH@in or @out "
-            f"(known: blocks.N.hook_resid_pre and hook_resid_post, and all of {', '.join(sorted(_FAMILIES))})"
+            f"no {name!r} is known of a {kind}; {nearest(name, known)} or give the module as MODULE.PATH@in or @out"
         )
-    modules = [path for path, _ in model.named_modules()]
-    blocks = next((key for key in ("layers", "h") if any(path.split(".")[-2:] == [key, "0"] for path in modules)), "layers")
-    return resolve_hookpoint(f"{_block(name, block, blocks, modules, config)}{_ENDS[site]}", modules)
+    if block >= config.num_hidden_layers:
+        raise InputError(
+            f"hookpoint {name!r} is of block {block}, and the subject has {config.num_hidden_layers}, counted from 0"
+        )
+    path = resolve_hookpoint(f"{family.blocks}.{block}", modules).removesuffix("@out")
+    inside, _, side = sites[site].partition("@")
+    return f"{path}.{inside}@{side}" if inside else f"{path}@{side}"
 
 
-def _block(name: str, block: int, blocks: str, modules: list[str], config: Any) -> str:
-    """Return the whole path of a block."""
-    number = int(config.num_hidden_layers)
-    if block >= number:
-        raise InputError(f"hookpoint {name!r} is of block {block}, and the subject has blocks 0 to {number - 1}")
-    return resolve_hookpoint(f"{blocks}.{block}", modules).removesuffix("@out")
+def _any(modules: list[str]) -> _Family:
+    """Return what is known of any architecture: where its blocks begin and end."""
+    lists = {path.split(".")[-2] for path in modules if path.endswith(".0")}
+    return _Family(next((name for name in ("layers", "h", "blocks") if name in lists), "layers"), None, _ENDS, {})
 
 
 def _text_config(model: Any) -> Any:

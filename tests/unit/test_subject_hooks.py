@@ -13,6 +13,7 @@ import torch
 import transformers
 from torch.nn import functional as F
 
+from autointerp.coders.inputs import Centre, LayerNorm, Rms
 from autointerp.errors import InputError
 from autointerp.subject.hooks import read_hookpoints
 from autointerp.subject.published import PublishedHook, published_hookpoint
@@ -161,7 +162,7 @@ def read(model, name, **options):
     hook = published_hookpoint(name, model, **options)
     x = read_hookpoints(model, TOKENS, [hook.hookpoint])[hook.hookpoint]
     for rule in hook.inputs:
-        x = {"rms": rms, "layer_norm": layer_norm}[rule](x, hook.eps) if rule != "centre" else x - x.mean(-1, keepdim=True)
+        x = rule.apply(x.flatten(0, 1))[0].view(x.shape)
     return x
 
 
@@ -216,7 +217,7 @@ class TestEveryHook:
             after = read(model, f"blocks.{index}.hook_resid_post")
             close(after, before + block.mixer(normed))
             assert any(torch.allclose(after, state, atol=1e-5) for state in hidden)
-        with pytest.raises(InputError, match=r"a mamba model has no 'blocks.1.hook_mlp_out'; did you mean"):
+        with pytest.raises(InputError, match=r"no 'blocks.1.hook_mlp_out' is known of a mamba model; did you mean"):
             published_hookpoint("blocks.1.hook_mlp_out", model)
 
     @pytest.mark.parametrize("family", [*BLOCKS, "mamba", "olmo2"])
@@ -300,30 +301,32 @@ class TestNames:
     def test_the_norms_own_epsilon_comes_along(self):
         config = transformers.LlamaConfig(**GROUPED, rms_norm_eps=0.125)
         hook = published_hookpoint("blocks.1.ln2.hook_normalized", transformers.LlamaForCausalLM(config))
-        assert hook == PublishedHook("model.layers.1.post_attention_layernorm@in", ("rms",), 0.125)
+        assert hook == PublishedHook("model.layers.1.post_attention_layernorm@in", (Rms(0.125),))
         config = transformers.GPT2Config(**GPT2, layer_norm_epsilon=0.25)
         hook = published_hookpoint("blocks.1.ln2.hook_normalized", transformers.GPT2LMHeadModel(config))
-        assert hook == PublishedHook("transformer.h.1.ln_2@in", ("layer_norm",), 0.25)
+        assert hook == PublishedHook("transformer.h.1.ln_2@in", (LayerNorm(0.25),))
 
     def test_centred_only_where_a_layer_norm_model_writes_its_residual_stream(self, models):
         def rules(family, name):
             return published_hookpoint(name, models(family), centred=True).inputs
 
-        assert rules("gpt2", "blocks.1.hook_resid_pre") == rules("gpt_neox", "blocks.1.hook_mlp_out") == ("centre",)
-        assert rules("gpt2", "hook_embed") == ("centre",)
+        assert rules("gpt2", "blocks.1.hook_resid_pre") == rules("gpt_neox", "blocks.1.hook_mlp_out") == (Centre(),)
+        assert rules("gpt2", "hook_embed") == (Centre(),)
         assert rules("gpt2", "blocks.1.attn.hook_z") == rules("llama", "blocks.1.hook_resid_pre") == ()
-        assert rules("gpt2", "blocks.1.ln2.hook_normalized") == ("layer_norm",)
+        assert rules("gpt2", "blocks.1.ln2.hook_normalized") == (LayerNorm(1e-5),)
 
     @pytest.mark.parametrize(
         ("family", "name", "sentence"),
         [
-            ("llama", "blocks.1.hook_resid_pots", r"a llama model has no .*; did you mean 'blocks.1.hook_resid_post'\?"),
-            ("llama", "blocks.3.hook_resid_post", "is of block 3, and the subject has blocks 0 to 2"),
+            ("llama", "blocks.1.hook_resid_pots", r"known of a llama model; did you mean 'blocks.1.hook_resid_post'\?"),
+            ("llama", "blocks.3.hook_resid_post", "is of block 3, and the subject has 3, counted from 0"),
             ("llama", "blocks.1.hook_resid_post@out", r"did you mean 'blocks.1.hook_resid_post'\?"),
+            ("llama", "hook_embd", "'hook_embd' has no number of a block"),
             ("llama", "model.layer.1.output", r"no module 'model.layer.1' .*; did you mean 'model.layers.1'\?"),
-            ("gpt_neox", "blocks.1.hook_resid_mid", "that runs attention and MLP side by side has no"),
-            ("qwen3_moe", "blocks.1.mlp.hook_post", "a qwen3_moe model has no"),
-            ("olmo2", "blocks.1.hook_resid_mid", "what .* stands for in a olmo2 model is not known; give the module"),
+            ("gpt_neox", "blocks.1.hook_resid_mid", "is known of a gpt_neox model with parallel attention and MLP"),
+            ("qwen3_moe", "blocks.1.mlp.hook_post", "is known of a qwen3_moe model"),
+            ("olmo2", "blocks.1.hook_resid_mid", "is known of a olmo2 model; .* or give the module as MODULE.PATH@in or @out"),
+            ("olmo2", "hook_embed", "known: blocks.0.hook_resid_post, blocks.0.hook_resid_pre or give"),
         ],
     )
     def test_near_misses(self, models, family, name, sentence):
