@@ -128,7 +128,9 @@ class Subject:
         found = self.widths([hookpoint])[hookpoint]
         if found == width:
             return
-        fitting = [name for name, size in self.widths().items() if size == width and not name.startswith("lm_head")]
+        model: Any = self.model
+        head = next((name for name, module in model.named_modules() if module is model.get_output_embeddings()), None)
+        fitting = [name for name, size in self.widths().items() if size == width and name.rpartition("@")[0] != head]
         close = difflib.get_close_matches(hookpoint, fitting, n=3, cutoff=0.0)
         hint = (
             f"hookpoints of width {width} near it: {', '.join(close)}"

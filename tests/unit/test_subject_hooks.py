@@ -16,7 +16,9 @@ from torch.nn import functional as F
 from autointerp.coders.inputs import Centre, LayerNorm, Rms
 from autointerp.errors import InputError
 from autointerp.subject.hooks import read_hookpoints
+from autointerp.subject.model import load_subject
 from autointerp.subject.published import PublishedHook, published_hookpoint
+from tests.tiny import tiny_tokenizer
 
 D, HEADS, HEAD_DIM, LAYERS = 24, 3, 10, 3
 BASE = {
@@ -288,6 +290,15 @@ class TestNames:
             InputError, match=r"'mlp.hook_in' has no number of a block; expected one such as 'blocks.5.mlp.hook"
         ):
             published_hookpoint("mlp.hook_in", models("qwen3"))
+
+    def test_a_multimodal_subject_loaded_from_a_folder(self, models, tmp_path):
+        models("gemma3_multimodal").save_pretrained(tmp_path)
+        tiny_tokenizer().save_pretrained(tmp_path)
+        subject = load_subject(str(tmp_path), device="cpu")
+        assert type(subject.model) is transformers.Gemma3ForConditionalGeneration and subject.max_context == 64
+        assert subject.resolve("blocks.1.hook_resid_post") == "model.language_model.layers.1@out"
+        assert subject.resolve("model.layers.1.output") == "model.language_model.layers.1@out"
+        assert subject.widths([subject.resolve("blocks.2.attn.hook_z")]).popitem()[1] == HEADS * HEAD_DIM
 
     @pytest.mark.parametrize("family", ["gemma2", "gpt2"])
     def test_the_bare_model_has_the_same(self, models, family):
