@@ -103,11 +103,9 @@ class Subject:
             )
         return found.hookpoint
 
-    def published(
-        self, name: str, *, layer: int | None = None, default_side: str = "out", centred: bool = False
-    ) -> PublishedHook:
+    def published(self, name: str, *, layer: int | None = None, default_side: str = "out") -> PublishedHook:
         """Return where the activation of a published name is, and how it is made from it; see :func:`published_hookpoint`."""
-        return published_hookpoint(name, self.model, layer=layer, default_side=default_side, centred=centred)
+        return published_hookpoint(name, self.model, layer=layer, default_side=default_side)
 
     def resolve_globs(self, patterns: Sequence[str], *, default_side: str = "out") -> list[str]:
         """Return the full names of all hookpoints that match; see :func:`resolve_patterns`."""

@@ -14,20 +14,11 @@ from typing import Any
 
 from torch import nn
 
-from autointerp.coders.inputs import Centre, InputRule, LayerNorm, Rms
+from autointerp.coders.inputs import InputRule, LayerNorm, Rms
 from autointerp.errors import InputError, nearest
 from autointerp.subject.hookpoints import resolve_hookpoint
 
 _IN_BLOCK = re.compile(r"blocks\.(\d+)\.((?:\w+\.)*hook_.+)")
-_RESIDUAL = (
-    "hook_resid_pre",
-    "hook_resid_mid",
-    "hook_resid_post",
-    "hook_attn_out",
-    "hook_mlp_out",
-    "hook_embed",
-    "hook_mlp_in",
-)
 
 
 @dataclass(frozen=True)
@@ -37,7 +28,8 @@ class PublishedHook:
     hookpoint: str
     """``MODULE.PATH@in`` or ``@out`` of the whole model."""
     inputs: tuple[InputRule, ...] = ()
-    """What to apply to each vector, in order: `Centre`, or `Rms` or `LayerNorm` with the epsilon of the model's own norm."""
+    """What to apply to each vector, in order: nothing, or the model's own norm without its gain. Whether a coder was trained on
+    centred vectors is no matter of the hook: its format says so."""
 
 
 @dataclass(frozen=True)
@@ -118,15 +110,11 @@ _FAMILIES = {
 """By the model type of the configuration of the text model."""
 
 
-def published_hookpoint(
-    name: str, model: nn.Module, *, layer: int | None = None, default_side: str = "out", centred: bool = False
-) -> PublishedHook:
+def published_hookpoint(name: str, model: nn.Module, *, layer: int | None = None, default_side: str = "out") -> PublishedHook:
     """Return where in `model` the activation is that a coder was published for.
 
     `name` is TransformerLens's, a path with ``.input`` or ``.output``, or a path with ``@in``, ``@out`` or neither (then
-    `default_side`); `layer` is the block of a name that has none. `centred` says that the coder was trained on the model as
-    TransformerLens rewrites it by default, which takes the mean out of all that a LayerNorm model writes to its residual
-    stream.
+    `default_side`); `layer` is the block of a name that has none.
 
     Raises: InputError when the model has no such activation, with the nearest name.
     """
@@ -144,8 +132,7 @@ def published_hookpoint(
     hookpoint = resolve_hookpoint(_find(name, block, site, family, config, modules), modules)
     if site in family.norms:
         return PublishedHook(hookpoint, (family.rule(_eps(model.get_submodule(hookpoint.removesuffix("@in")))),))
-    is_centred = centred and family.rule is LayerNorm and site in _RESIDUAL
-    return PublishedHook(hookpoint, (Centre(),) if is_centred else ())
+    return PublishedHook(hookpoint)
 
 
 def _find(name: str, block: int, site: str, family: _Family, config: Any, modules: list[str]) -> str:

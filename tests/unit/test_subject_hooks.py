@@ -13,7 +13,7 @@ import torch
 import transformers
 from torch.nn import functional as F
 
-from autointerp.coders.inputs import Centre, LayerNorm, Rms
+from autointerp.coders.inputs import LayerNorm, Rms
 from autointerp.errors import InputError
 from autointerp.subject.hooks import read_hookpoints
 from autointerp.subject.model import load_subject
@@ -159,9 +159,9 @@ def layer_norm_block(block, pre, z):
     return found | {"mlp.hook_out": mlp_out, "hook_mlp_out": mlp_out} | ({} if is_parallel else {"hook_resid_mid": mid})
 
 
-def read(model, name, **options):
+def read(model, name):
     """Return the tensor of a published name: what is read, after the rules."""
-    hook = published_hookpoint(name, model, **options)
+    hook = published_hookpoint(name, model)
     x = read_hookpoints(model, TOKENS, [hook.hookpoint])[hook.hookpoint]
     for rule in hook.inputs:
         x = rule.apply(x.flatten(0, 1))[0].view(x.shape)
@@ -316,15 +316,6 @@ class TestNames:
         config = transformers.GPT2Config(**GPT2, layer_norm_epsilon=0.25)
         hook = published_hookpoint("blocks.1.ln2.hook_normalized", transformers.GPT2LMHeadModel(config))
         assert hook == PublishedHook("transformer.h.1.ln_2@in", (LayerNorm(0.25),))
-
-    def test_centred_only_where_a_layer_norm_model_writes_its_residual_stream(self, models):
-        def rules(family, name):
-            return published_hookpoint(name, models(family), centred=True).inputs
-
-        assert rules("gpt2", "blocks.1.hook_resid_pre") == rules("gpt_neox", "blocks.1.hook_mlp_out") == (Centre(),)
-        assert rules("gpt2", "hook_embed") == (Centre(),)
-        assert rules("gpt2", "blocks.1.attn.hook_z") == rules("llama", "blocks.1.hook_resid_pre") == ()
-        assert rules("gpt2", "blocks.1.ln2.hook_normalized") == (LayerNorm(1e-5),)
 
     @pytest.mark.parametrize(
         ("family", "name", "sentence"),
