@@ -147,7 +147,8 @@ def _find(name: str, block: int, site: str, family: _Family, config: Any, module
         known = [f"blocks.{block}.{key}" for key in sites] + ["hook_embed"] * (family.embed is not None)
         kind = f"{config.model_type} model" + (" with parallel attention and MLP" if is_parallel else "")
         raise InputError(
-            f"no {name!r} is known of a {kind}; {nearest(name, known)} or give the module as MODULE.PATH@in or @out"
+            f"no {name!r} is known of a {kind}, where a module's own path, as MODULE.PATH@in or @out, can be given; "
+            f"{nearest(name, known)}"
         )
     if block >= config.num_hidden_layers:
         raise InputError(
