@@ -27,7 +27,7 @@ def stores(tiny_subject, tiny_sae, tiny_transcoder, tmp_path_factory):
         if not (folder / name).exists():
             arguments = [
                 "cache", "--subject", tiny_subject, "--corpus", corpus, "--coder", f"sae={tiny_sae}", "--coder",
-                f"transcoder={tiny_transcoder}", "--tokens", "1k", "--ctx-len", 32, "--device", "cpu", "--out", folder / name,
+                f"transcoder={tiny_transcoder}", "--tokens", "1k", "--ctx-len", 32, "--device", "cpu", "--force", "--out", folder / name,
                 *options,
             ]  # fmt: skip
             with pytest.raises(SystemExit) as stop:

@@ -60,7 +60,7 @@ def by_hand(subject, coder, store):
 def test_a_store_of_a_mamba_equals_plain_forward_passes(subject, coder, corpus, tmp_path, hookpoint):
     run(
         "cache", "--subject", subject, "--corpus", corpus, "--coder", f"sae={coder}{hookpoint}", "--ctx-len", CTX_LEN,
-        "--tokens", "1k", "--device", "cpu", "--out", tmp_path / "store", "--set", "corpus.packing=document",
+        "--tokens", "1k", "--device", "cpu", "--force", "--out", tmp_path / "store", "--set", "corpus.packing=document",
         "--set", "batch_tokens=256",
     )  # fmt: skip
     store = open_store(tmp_path / "store")
