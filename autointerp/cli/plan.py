@@ -51,9 +51,9 @@ def command(
 
     The requests of a seeded sample of latents are built and counted; what is done in the results folder already is left out.
     """
-    from autointerp.jobs.controls import CONTROLS
     from autointerp.jobs.cost import plan_pipeline
     from autointerp.jobs.explain import ExplainConfig
+    from autointerp.jobs.score_controls import CONTROLS
 
     flags["store"] = str(bundled_source(store))
     flags["results"] = flags["results"] or Path("results") / store.name

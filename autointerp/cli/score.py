@@ -38,8 +38,8 @@ def command(
     Every score is beside its interval, its chance level and, with the controls, the same score under another latent's
     explanation, a generic sentence and a rule learned without an LLM; the last two on a sample of 200 latents.
     """
-    from autointerp.jobs.controls import CONTROLS
     from autointerp.jobs.score import ScoreConfig, score
+    from autointerp.jobs.score_controls import CONTROLS
 
     flags |= engine_flags(engine, flags)
     flags["controls"] = CONTROLS if control else None

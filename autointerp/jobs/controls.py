@@ -1,117 +1,49 @@
-"""Controls: the same examples, judged by an explanation that should do worse. What a score is worth is its lift over them.
+"""Controls of a coder: siblings in the same store, over the same tokens, that no training stands behind.
 
-- ``shuffled``: the explanation of a partner that fires about as often; on every latent.
-- ``generic``: one fixed sentence about ordinary text, with a rule that says yes to everything; what any explanation gets.
-- ``lexical``: the rule that the lexical explainer learns from the latent's explain pool, judged by rule where the scorer can;
-  the floor that an explanation by an LLM has to beat.
-
-The last two are run on a seeded sample of the planned latents.
+``random-coder`` reads the same vectors through random directions; ``reinit-subject`` is the same coder on a subject whose
+weights are drawn anew; ``reinit-matched`` is that, with the vectors brought to the mean and spread they have in the trained
+subject: in vectors of another size a coder sees little but its own biases. A score of a trained coder's latents means something
+only as far as it exceeds what its controls score.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, get_args
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-import numpy as np
+from autointerp.errors import ConfigError, nearest
 
-from autointerp.config import Config
-from autointerp.digest import hash64, seed_of
-from autointerp.errors import ConfigError
-from autointerp.explainers.lexical import Lexical
-from autointerp.jobs.plan import Plan
-from autointerp.jobs.session import Control
-from autointerp.protocols import Resources, Scorer
-from autointerp.records import Explanation, LatentExamples
-from autointerp.results.folder import Method
-from autointerp.results.write import Key, explanation_id
-from autointerp.rules import Clause, Condition, Rule
-
-CONTROLS: tuple[Control, ...] = get_args(Control)
-SAMPLED: frozenset[str] = frozenset({"generic", "lexical"})
-"""Controls that are run on a sample."""
-
-GENERIC = "Common words, punctuation and spaces of ordinary text, as they occur in most passages"
-"""What the generic control says of every latent."""
-GENERIC_RULE = Rule(
-    clauses=tuple(
-        Clause(conditions=(Condition(kind="class", offset=0, value=name),), score=1.0)
-        for name in ("letters", "space_first", "punctuation", "newline", "opening", "closing", "digits", "operator")
-    )
-)
-"""The same as a rule: true of some token of nearly every window."""
+RANDOM_CODER, REINIT_SUBJECT, REINIT_MATCHED = "random-coder", "reinit-subject", "reinit-matched"
+KINDS = {RANDOM_CODER: "random", REINIT_SUBJECT: "reinit", REINIT_MATCHED: "reinit-matched"}
+"""Kind of control -> what its name ends in."""
 
 
-def controls_for(controls: tuple[Control, ...], explainer: Method, scorer: Scorer) -> list[str]:
-    """Return the controls that apply: lexical explanations are no floor to themselves, and a scorer that needs no explanation
-    has none that another could take the place of.
+@dataclass(frozen=True)
+class Control:
+    """One control of one coder."""
+
+    kind: str
+    of: str
+    """Name of the coder."""
+    name: str
+    """``CODER-random``, ``CODER-reinit`` or ``CODER-reinit-matched``, with the seed at the end where it is not 0."""
+
+
+def parse_controls(texts: Sequence[str], coders: Sequence[str], *, seed: int) -> list[Control]:
+    """Return the controls named by ``KIND`` (of every coder) or ``KIND:CODER``, each once.
+
+    Raises: ConfigError for an unknown kind or coder, or a name that a coder has already.
     """
-    left_out = {"lexical"} if explainer.name == Lexical.name else set()
-    if not scorer.needs.explanation:
-        left_out |= SAMPLED
-    return [control for control in controls if control not in left_out]
-
-
-def control_scorer(scorer: Scorer, control: str | None) -> Scorer:
-    """Return what judges under a control: the scorer; for ``lexical`` the same with rules as its judge, where it has them."""
-    return (by_rule(scorer) or scorer) if control == "lexical" else scorer
-
-
-def by_rule(scorer: Scorer) -> Scorer | None:
-    """Return the same scorer judged by rule; None where its settings know no such judge."""
-    kind, config = getattr(type(scorer), "Config", None), getattr(scorer, "config", None)
-    if kind is None or not isinstance(config, Config) or "judge" not in type(config).model_fields:
-        return None
-    try:
-        found: Scorer = type(scorer)(kind.parse({**config.model_dump(), "judge": "rule"}))  # type: ignore[call-arg]
-    except ConfigError:
-        return None
-    return None if found.needs.engine else found
-
-
-def control_identity(control: str | None) -> dict[str, Any]:
-    """Return what decides a control's rows beside its name."""
-    if control == "generic":
-        return {"control_settings": {"text": GENERIC, "rule": GENERIC_RULE.to_json()}}
-    return {"control_settings": dict(Lexical().identity())} if control == "lexical" else {}
-
-
-def sampled(plan: Plan, num: int | None, *, seed: int) -> Mapping[str, np.ndarray] | None:
-    """Return `num` of each coder's requested latents, those that a seeded hash puts first; None for all.
-
-    Of two plans one of which holds the other, the larger one's sample has no latent of the smaller that its own lacks.
-    """
-    if num is None:
-        return None
-    chosen = {}
-    for coder, latents in plan.latents(plan.coders, only_requested=True).items():
-        order = np.argsort(hash64(seed_of("control", seed, coder), latents), kind="stable")
-        chosen[coder] = np.sort(latents[order[:num]])
-    return chosen
-
-
-def keys_of(chosen: Mapping[str, np.ndarray] | None) -> frozenset[Key] | None:
-    """Return a sample as keys; None for all."""
-    if chosen is None:
-        return None
-    return frozenset((coder, int(latent)) for coder, latents in chosen.items() for latent in latents)
-
-
-async def own_explanations(control: str, latent: LatentExamples, resources: Resources) -> list[Explanation]:
-    """Return what ``generic`` or ``lexical`` says of a latent."""
-    if control == "generic":
-        rows = [
-            Explanation(
-                coder=latent.coder,
-                latent=latent.latent,
-                explainer=control,
-                explainer_id="",
-                selection_id=latent.selection_id,
-                status="ok",
-                text=GENERIC,
-                rule=GENERIC_RULE.to_json(),
-            )
-        ]
-    else:
-        rows = list(await Lexical().explain(latent, resources))
-    return [row.with_(explanation_id=explanation_id(row)) for row in rows]
+    found: dict[str, Control] = {}
+    for text in texts:
+        kind, colon, of = text.partition(":")
+        if kind not in KINDS:
+            raise ConfigError(f"control {text!r} is not known; {nearest(kind, KINDS)}, alone or with :CODER")
+        if colon and of not in coders:
+            raise ConfigError(f"control {text!r} is of a coder that is not given; {nearest(of, coders)}")
+        for coder in [of] if colon else coders:
+            name = f"{coder}-{KINDS[kind]}{seed or ''}"
+            if name in coders:
+                raise ConfigError(f"the control {text!r} would be named {name!r}, which is a coder's name; rename the coder")
+            found[name] = Control(kind, coder, name)
+    return list(found.values())

@@ -18,12 +18,12 @@ import numpy as np
 
 from autointerp.digest import hash64, seed_of
 from autointerp.errors import ConfigError, LLMError
-from autointerp.jobs.controls import SAMPLED, control_scorer, controls_for, keys_of, own_explanations, sampled
 from autointerp.jobs.explain import ExplainConfig, explain_method, wanted_latents
 from autointerp.jobs.methods import build_explainer
 from autointerp.jobs.plan import extend_plan, read_plan
 from autointerp.jobs.runner import finished_keys
 from autointerp.jobs.score import Explanations, ScoreConfig, build_scorers, score_method, scored_selection, usable
+from autointerp.jobs.score_controls import SAMPLED, control_scorer, controls_for, keys_of, own_explanations, sampled
 from autointerp.jobs.session import Source, StoreSource, choose_coders
 from autointerp.jobs.signals import run_sync
 from autointerp.llm.engines import open_engine, prepare

@@ -1,6 +1,6 @@
 """The score stage: lets scorers grade the explanations of a folder, and the same scorers grade controls.
 
-Under a control a latent's examples are judged by an explanation that should do worse (:mod:`autointerp.jobs.controls`): what a
+Under a control a latent's examples are judged by an explanation that should do worse (:mod:`autointerp.jobs.score_controls`): what a
 score is worth is its distance from that.
 """
 
@@ -23,7 +23,12 @@ from autointerp.embed import open_embedder
 from autointerp.errors import ConfigError, IdentityError
 from autointerp.examples.negatives import NEGATIVES
 from autointerp.examples.selection import SelectionConfig
-from autointerp.jobs.controls import (
+from autointerp.jobs.explain import wanted_latents
+from autointerp.jobs.methods import build_scorer, check_needs, missing
+from autointerp.jobs.plan import Plan, read_plan
+from autointerp.jobs.progress import OnProgress
+from autointerp.jobs.runner import RunReport
+from autointerp.jobs.score_controls import (
     SAMPLED,
     control_identity,
     control_scorer,
@@ -32,11 +37,6 @@ from autointerp.jobs.controls import (
     own_explanations,
     sampled,
 )
-from autointerp.jobs.explain import wanted_latents
-from autointerp.jobs.methods import build_scorer, check_needs, missing
-from autointerp.jobs.plan import Plan, read_plan
-from autointerp.jobs.progress import OnProgress
-from autointerp.jobs.runner import RunReport
 from autointerp.jobs.session import (
     Control,
     Source,
@@ -84,7 +84,7 @@ class ScoreConfig(StageConfig):
     options: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Settings of scorers, by the names in `scorers`."""
     controls: tuple[Control, ...] = ()
-    """Controls to run beside the scorers: ``shuffled``, ``generic``, ``lexical``; see `jobs.controls`."""
+    """Controls to run beside the scorers: ``shuffled``, ``generic``, ``lexical``; see `jobs.score_controls`."""
     control_latents: int | None = Field(default=200, ge=1, json_schema_extra=RUNTIME)
     """Latents of each coder on which ``generic`` and ``lexical`` are run, a seeded sample of the plan; None = all."""
     selection: SelectionConfig | None = None

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from autointerp.jobs.controls import sampled
 from autointerp.jobs.gate import merged
 from autointerp.jobs.plan import Items, read_plan
 from autointerp.jobs.progress import span
+from autointerp.jobs.score_controls import sampled
 from autointerp.jobs.shards import LEASE_EXPIRY_S, Leases
 from autointerp.results.folder import STAGES, Method, ResultsFolder, Stage, shard_name
 from autointerp.results.write import Marker, read_markers

@@ -18,11 +18,11 @@ from pydantic import Field
 from autointerp.config import RUNTIME, Config
 from autointerp.errors import ConfigError, nearest
 from autointerp.examples.selection import SelectionConfig
-from autointerp.jobs.controls import by_rule
 from autointerp.jobs.explain import ExplainConfig, aexplain
 from autointerp.jobs.methods import build_scorer, missing
 from autointerp.jobs.runner import RunReport
 from autointerp.jobs.score import ScoreConfig, ascore
+from autointerp.jobs.score_controls import by_rule
 from autointerp.jobs.session import LatentSpec, open_prepared
 from autointerp.jobs.signals import StopFlag, run_sync
 from autointerp.llm.settings import EngineConfig
