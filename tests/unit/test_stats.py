@@ -215,3 +215,19 @@ def test_average_precision_by_hand():
     assert stats.average_precision([4, 2, 1], [3]) == pytest.approx((1 + 2 / 3 + 3 / 4) / 3)
     with pytest.raises(ValueError, match="at least one positive"):
         stats.average_precision([], [1.0])
+
+
+def test_coverage_of_correlations_spot_check():
+    """Sparse, skewed activations by document, predicted well in most: the truth is inside about as often as it should be."""
+    rng = np.random.default_rng(7)
+
+    def draw(num):
+        y = np.zeros((num, 32))
+        fires = rng.random(num) < 0.5
+        y[np.flatnonzero(fires), rng.integers(0, 32, fires.sum())] = rng.gamma(2, 1, fires.sum())
+        x = np.minimum(y, 4) * (rng.random(num) < 0.8)[:, None] + 0.5 * rng.gamma(0.5, 1, (num, 32))
+        return x.ravel(), y.ravel(), np.repeat(np.arange(num), 32)
+
+    truth = np.corrcoef(*draw(40_000)[:2])[0, 1]
+    found = [stats.correlation(*draw(60)) for _ in range(200)]
+    assert np.mean([i.low <= truth <= i.high for i in found]) >= 0.87
