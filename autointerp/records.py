@@ -280,6 +280,12 @@ class PromptLogprobs:
     """First prompt token that is wanted."""
     top: int = 0
     """How many alternatives at each."""
+    at: tuple[int, ...] = ()
+    """The prompt tokens whose alternatives are wanted, none = all; the others' would only fill logs."""
+
+    def top_at(self, position: int) -> int:
+        """Return how many alternatives of the prompt token number `position` are wanted."""
+        return self.top if not self.at or position in self.at else 0
 
 
 @dataclass(frozen=True, kw_only=True)

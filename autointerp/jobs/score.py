@@ -1,7 +1,7 @@
 """The score stage: lets scorers grade the explanations of a folder, and the same scorers grade controls.
 
-Under a control a latent's examples are judged by an explanation that should do worse (:mod:`autointerp.jobs.score_controls`): what a
-score is worth is its distance from that.
+Under a control a latent's examples are judged by an explanation that should do worse (`jobs.score_controls`): what a score is
+worth is its distance from that.
 """
 
 from __future__ import annotations

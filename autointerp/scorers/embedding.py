@@ -27,6 +27,9 @@ _VERSION = 1
 _LOCK = threading.Lock()
 """Embedders are not asked from two threads at once: few of them allow it, and none is faster for it."""
 
+_MAX_KNOWN = 4096
+"""Vectors that a scorer remembers."""
+
 
 class EmbeddingConfig(Config):
     """How explanation and windows are compared."""
@@ -45,6 +48,7 @@ class Embedding:
 
     def __init__(self, config: EmbeddingConfig | None = None) -> None:
         self.config = config or EmbeddingConfig()
+        self._vectors = Vectors()
 
     def identity(self) -> Mapping[str, Any]:
         """Return everything that changes its verdicts, but embedder and selection."""
@@ -62,7 +66,7 @@ class Embedding:
         items = items_of(latent.positives, latent.negatives)
         texts = [plain(resources.vocabulary, item.tokens, markers=(), one_line=False) for item in items]
         query = self.config.instruction + neutralise(explanation.text or "", markers=(), one_line=False)
-        vectors = await embedded(resources.embedder, [query, *texts])
+        vectors = await self._vectors.of(resources.embedder, [query, *texts])
         cosines = vectors[1:] @ vectors[0]
         verdicts = tuple(
             verdict_of(
@@ -79,22 +83,37 @@ class Embedding:
         return ScoreResult(verdicts=verdicts, scores=scores)
 
 
-async def embedded(embedder: Embedder, texts: Sequence[str]) -> np.ndarray:
-    """Return one unit vector per text, float64 [len(texts), dim]; equal texts are embedded once.
+class Vectors:
+    """Vectors of texts; recent ones are remembered, since a control compares the same windows right after."""
 
-    Raises: ReplyError when what comes is not that.
-    """
-    distinct = list(dict.fromkeys(texts))
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, str], np.ndarray] = {}
 
-    def embed() -> np.ndarray:
+    async def of(self, embedder: Embedder, texts: Sequence[str]) -> np.ndarray:
+        """Return one unit vector per text, float64 [len(texts), dim].
+
+        Raises: ReplyError when what comes from the embedder is not that.
+        """
+        return await asyncio.to_thread(self._of, embedder, texts)
+
+    def _of(self, embedder: Embedder, texts: Sequence[str]) -> np.ndarray:
+        known, name = self._known, embedder.id
         with _LOCK:
-            return np.asarray(embedder.embed(distinct), np.float64)
+            new = [text for text in dict.fromkeys(texts) if (name, text) not in known]
+            if new:
+                vectors = _checked(name, embedder.embed(new), len(new))
+                known |= {(name, text): vector for text, vector in zip(new, vectors, strict=True)}
+            found = np.stack([known[name, text] for text in texts])
+            for key in list(known)[: max(len(known) - _MAX_KNOWN, 0)]:
+                del known[key]
+            return found
 
-    vectors = await asyncio.to_thread(embed)
-    if vectors.ndim != 2 or len(vectors) != len(distinct):
-        raise ReplyError(f"{embedder.id} gave an array of shape {vectors.shape} for {len(distinct)} texts")
+
+def _checked(name: str, found: np.ndarray, count: int) -> np.ndarray:
+    vectors = np.asarray(found, np.float64)
+    if vectors.ndim != 2 or len(vectors) != count:
+        raise ReplyError(f"{name} gave an array of shape {vectors.shape} for {count} texts")
     lengths = np.linalg.norm(vectors, axis=1)
     if not np.all(np.abs(lengths - 1) < 1e-2):
-        raise ReplyError(f"{embedder.id} gave vectors of lengths {lengths.min():.3g} to {lengths.max():.3g}; expected 1")
-    row = {text: i for i, text in enumerate(distinct)}
-    return vectors[[row[text] for text in texts]]
+        raise ReplyError(f"{name} gave vectors of lengths {lengths.min():.3g} to {lengths.max():.3g}; expected 1")
+    return vectors

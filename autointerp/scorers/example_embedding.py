@@ -19,7 +19,7 @@ from autointerp.digest import generator
 from autointerp.examples.render import highlight
 from autointerp.protocols import Needs, Resources
 from autointerp.records import Examples, Explanation, LatentExamples, Request, ScoreResult
-from autointerp.scorers.embedding import embedded
+from autointerp.scorers.embedding import Vectors
 from autointerp.scorers.highlights import dealt_anew, lent_masks, own_masks, shown_masks
 from autointerp.scorers.items import Answer, items_of, verdict_of
 from autointerp.scorers.metrics import not_applicable, ranked_scores
@@ -47,6 +47,7 @@ class ExampleEmbedding:
 
     def __init__(self, config: ExampleEmbeddingConfig | None = None) -> None:
         self.config = config or ExampleEmbeddingConfig()
+        self._vectors = Vectors()
 
     def identity(self) -> Mapping[str, Any]:
         """Return everything that changes its verdicts, but embedder and selection."""
@@ -89,7 +90,7 @@ class ExampleEmbedding:
 
         items = items_of(queries.positives, queries.negatives)
         scored = queries.positives.joined(queries.negatives)
-        vectors = await embedded(
+        vectors = await self._vectors.of(
             resources.embedder, [*texts(scored, masks), *texts(active, active_masks), *texts(silent, silent_masks)]
         )
         of_query, of_active, of_silent = np.split(vectors, [len(scored), len(scored) + len(active)])

@@ -147,7 +147,7 @@ class Simulation(OneQuestion):
             slots.append(len(prompt) + len(ids[token]) + len(ids["\t"]))
             prompt += line(token, HIDDEN)
         num_alternatives = min(self.config.alternatives, engine.capabilities.top_logprobs)
-        request = scored_prompt(prompt, start=slots[0], top=num_alternatives)
+        request = scored_prompt(prompt, start=slots[0], top=num_alternatives, at=slots)
 
         def read(reply: Reply) -> list[Answer]:
             shown = shown_tokens(request, reply)

@@ -76,9 +76,10 @@ class Surprisal(Prompted):
     async def _log_probability(self, engine: Engine, text: str, item: Item, resources: Resources) -> Outcome[float]:
         """Return log p(window | description), in nats."""
         before, window = self._before(text), _window(item, resources)
-        ids = await self._pieces.ids(engine, [before, window])
-        prompt = [*await self._pieces.opening(engine), *ids[before], *ids[window]]
-        request = scored_prompt(prompt, start=len(prompt) - len(ids[window]))
+        ids = (await self._pieces.ids(engine, [before]))[before]
+        # A window is seldom asked about again: it would only fill the memory of pieces.
+        prefix = (*await self._pieces.opening(engine), *ids)
+        request = scored_prompt([*prefix, *await engine.tokenize(window)], start=len(prefix))
 
         def read(reply: Reply) -> float:
             logprobs = [token.logprob for token in shown_tokens(request, reply)]

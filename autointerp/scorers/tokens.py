@@ -25,7 +25,9 @@ _MAX_PIECES = 200_000
 class _Asked:
     """What one engine object was asked; a shard has an object of its own, so that its reply log holds all it needs."""
 
-    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    tokenizing: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Windows that begin together ask for the same pieces: the first asks, the others find them known."""
+    opening_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     opening: tuple[int, ...] | None = None
 
 
@@ -41,14 +43,16 @@ class Pieces:
 
         Raises: LLMError when the engine cannot tell.
         """
-        known = self._known.setdefault(engine.id, {"": ()})
-        wanted = set(texts)
-        missing = sorted(wanted - known.keys())
-        found = await gather([engine.tokenize(text) for text in missing])
-        if len(known) > _MAX_PIECES:
-            known.clear()
-        known.update(zip(missing, found, strict=True))
-        return {text: known[text] if text in known else () for text in wanted}
+        wanted = {text for text in texts if text}
+        known = self._known.setdefault(engine.id, {})
+        async with self._engines.setdefault(engine, _Asked()).tokenizing:
+            found = {text: known[text] for text in wanted & known.keys()}
+            missing = sorted(wanted - known.keys())
+            new = dict(zip(missing, await gather([engine.tokenize(text) for text in missing]), strict=True))
+            if len(known) + len(new) > _MAX_PIECES:
+                known.clear()
+            known |= new
+        return {"": (), **found, **new}
 
     async def opening(self, engine: Engine) -> tuple[int, ...]:
         """Return the ids that the engine's tokenizer puts before every text, such as BOS; often none.
@@ -56,7 +60,7 @@ class Pieces:
         Raises: LLMError when the engine gave up; ReplyError when it does not show the text that it was sent.
         """
         asked = self._engines.setdefault(engine, _Asked())
-        async with asked.lock:
+        async with asked.opening_lock:
             if asked.opening is None:
                 asked.opening = await self._ask_opening(engine)
             return asked.opening
@@ -71,9 +75,16 @@ class Pieces:
         raise ReplyError(f"{engine.id.model} shows {shown} for a text whose token ids are {list(plain)}")
 
 
-def scored_prompt(ids: Iterable[int], *, start: int, top: int = 0) -> Request:
-    """Return the request for the log-probabilities of a prompt's tokens from number `start` on; nothing is generated."""
-    return Request(prompt=TokenIds(ids=tuple(ids)), max_tokens=0, prompt_logprobs=PromptLogprobs(start=start, top=top))
+def scored_prompt(ids: Iterable[int], *, start: int, top: int = 0, at: Iterable[int] = ()) -> Request:
+    """Return the request for the log-probabilities of a prompt's tokens from number `start` on; nothing is generated.
+
+    `top`: how many alternatives, of the tokens numbered `at`.
+    """
+    return Request(
+        prompt=TokenIds(ids=tuple(ids)),
+        max_tokens=0,
+        prompt_logprobs=PromptLogprobs(start=start, top=top, at=tuple(at)),
+    )
 
 
 def shown_tokens(request: Request, reply: Reply) -> tuple[TokenLogprob, ...]:

@@ -12,7 +12,7 @@ from autointerp.digest import generator
 from autointerp.errors import ReplyError
 from autointerp.llm.fake import FakeEngine
 from autointerp.records import Reply, Text, TokenLogprob
-from autointerp.scorers.embedding import Embedding, EmbeddingConfig, embedded
+from autointerp.scorers.embedding import Embedding, EmbeddingConfig, Vectors
 from autointerp.scorers.example_embedding import ExampleEmbedding
 from autointerp.scorers.highlights import dealt_anew, own_masks, shown_masks
 from autointerp.scorers.metrics import ranked_scores
@@ -82,13 +82,27 @@ def test_what_is_no_unit_vector_is_refused(vectors, sentence):
             return vectors
 
     with pytest.raises(ReplyError, match=sentence):
-        run(embedded(Broken(), ["a", "b"]))
+        run(Vectors().of(Broken(), ["a", "b"]))
 
 
-def test_equal_texts_are_embedded_once():
-    embedder = Bags()
-    vectors = run(embedded(embedder, ["cat", "(", "cat"]))
+def test_equal_and_recent_texts_are_embedded_once(monkeypatch):
+    embedder, memory = Bags(), Vectors()
+    vectors = run(memory.of(embedder, ["cat", "(", "cat"]))
     assert embedder.texts == [["cat", "("]] and (vectors[0] == vectors[2]).all()
+    again = run(memory.of(embedder, ["(", "raise"]))
+    assert embedder.texts == [["cat", "("], ["raise"]] and (again[0] == vectors[1]).all()
+    monkeypatch.setattr("autointerp.scorers.embedding._MAX_KNOWN", 1)
+    run(memory.of(embedder, ["raise"]))
+    run(memory.of(embedder, ["cat"]))
+    assert embedder.texts[2:] == [["cat"]]  # the oldest was forgotten
+
+
+def test_the_control_embeds_only_what_is_new():
+    embedder, latent = Bags(), planted(num=20)
+    scorer = Embedding()
+    scored(scorer, embedder, latent=latent)
+    scored(scorer, embedder, latent=latent, text="a cat", control="shuffled")
+    assert embedder.texts[1] == ["a cat"]
 
 
 def test_windows_of_one_document_widen_the_interval():

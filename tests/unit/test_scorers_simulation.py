@@ -1,5 +1,6 @@
 """Simulation against an independent reading of the same log-probabilities, and every pitfall of the method."""
 
+import asyncio
 import math
 from dataclasses import replace
 
@@ -377,3 +378,28 @@ def test_written_levels_out_of_form_are_no_zeros(text):
     short = replace(latent.positives, lengths=np.full(6, 3, np.int32))
     result = scored(FakeEngine(lambda request: text), latent=replace(latent, positives=short, negatives=short), mode="list")
     assert {(v.status, v.answers) for v in result.verdicts} == {("unparseable", None)}
+
+
+def test_alternatives_are_asked_for_at_the_slots_alone():
+    """Those of other tokens would fill the reply log: 15 at each of five tokens a line."""
+    judge = Judge(knows)
+    scored(judge, latent=few())
+    for request in judge.requests[1:]:
+        asked = request.prompt_logprobs
+        assert len(asked.at) == 16 and asked.at[0] == asked.start
+        assert all(request.prompt.ids[i] == 1000 for i in asked.at)
+        assert (asked.top_at(asked.at[3]), asked.top_at(asked.at[3] + 1)) == (15, 0)
+
+
+def test_pieces_are_asked_for_once_though_windows_begin_together():
+    judge = Judge(knows)
+    asked = []
+
+    async def tokenize(text, original=judge.tokenize):
+        asked.append(text)
+        await asyncio.sleep(0)
+        return await original(text)
+
+    judge.tokenize = tokenize
+    scored(judge, latent=few())
+    assert len(asked) == len(set(asked))

@@ -245,3 +245,19 @@ def test_weighted_rate_is_a_rate_where_weights_are_equal():
     assert one.high - one.low > 0.7, "a single window carries it all"
     with pytest.raises(ValueError, match="one is positive"):
         stats.weighted_rate([1, 0], [0, 0])
+
+
+def test_coverage_of_correlations_spot_check():
+    """Sparse, skewed activations by document, predicted well in most: the truth is inside about as often as it should be."""
+    rng = np.random.default_rng(7)
+
+    def draw(num):
+        y = np.zeros((num, 32))
+        fires = rng.random(num) < 0.5
+        y[np.flatnonzero(fires), rng.integers(0, 32, fires.sum())] = rng.gamma(2, 1, fires.sum())
+        x = np.minimum(y, 4) * (rng.random(num) < 0.8)[:, None] + 0.5 * rng.gamma(0.5, 1, (num, 32))
+        return x.ravel(), y.ravel(), np.repeat(np.arange(num), 32)
+
+    truth = np.corrcoef(*draw(40_000)[:2])[0, 1]
+    found = [stats.correlation(*draw(60)) for _ in range(200)]
+    assert np.mean([i.low <= truth <= i.high for i in found]) >= 0.87
