@@ -6,7 +6,7 @@ scorer, judge, prompt and settings form a variant. Measures:
 - ``auroc``: of scores of true explanations against those of one other role, over the same latents; interval by Newcombe (2006).
 - ``wins``: how often a latent's true explanation scores above its other one, ties half; interval by Wilson.
 - ``level``: mean score of true explanations at one level of noise; ``spearman``: between share of noise and score, over levels.
-- ``shuffled``: mean score under another latent's explanation, with its interval and the chance level.
+- ``shuffled``, ``shuffled_mean``: median and mean score under another latent's explanation, with the chance level.
 - ``calibration_error``: mean distance between stated probability and share of active examples in ten bins; ``brier``: mean
   squared distance of the probabilities. True explanations only; for judges that state probabilities.
 - ``retest_sd``: standard deviation of one measurement, from the difference of two on other windows.
@@ -32,7 +32,7 @@ from autointerp.reports.write import write_page
 from autointerp.results.folder import ResultsFolder
 from autointerp.results.load import load_scores, load_verdicts
 from autointerp.results.write import read_markers
-from autointerp.stats import Interval, auroc, auroc_newcombe, mean_t, wilson
+from autointerp.stats import Interval, auroc, auroc_newcombe, mean_t, median_order, wilson
 from autointerp.studies.calibrate import retest_folder
 from autointerp.studies.plant import EXACT
 from autointerp.studies.planted import ROLES, planted_in
@@ -142,10 +142,10 @@ def _shuffled(rows: pd.DataFrame) -> Iterator[dict[str, Any]]:
     values = rows[rows["coder"] == EXACT]["value"].dropna().to_numpy(float)
     if len(values):
         chance = rows["chance"].dropna()
-        yield {
-            "measure": "shuffled", "family": "all", "role": "true", "num_latents": len(values),
-            "chance": float(chance.iloc[0]) if len(chance) else None, **_interval(mean_t(values)),
-        }  # fmt: skip
+        shared = {"family": "all", "role": "true", "num_latents": len(values)}
+        shared["chance"] = float(chance.iloc[0]) if len(chance) else None
+        yield {"measure": "shuffled", **shared, **_interval(median_order(values))}
+        yield {"measure": "shuffled_mean", **shared, **_interval(mean_t(values))}
 
 
 def _retest(rows: pd.DataFrame, repeated: pd.DataFrame, shared: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -234,7 +234,7 @@ def sections(frame: pd.DataFrame) -> list[Section]:
             )
         )
     found += _noise_sections(frame, head)
-    wanted = {"shuffled": "shuffled control", "retest_sd": "SD of a measurement"}
+    wanted = {"shuffled": "shuffled: median", "shuffled_mean": "mean", "retest_sd": "SD of a measurement"}
     lines = []
     for key, rows in frame[frame["measure"].isin(wanted)].groupby(_VARIANT, sort=False):
         named = dict(zip(_VARIANT, key, strict=True))
@@ -245,7 +245,7 @@ def sections(frame: pd.DataFrame) -> list[Section]:
     found.append(
         Section(
             "Control and spread",
-            "Mean score under another latent's explanation, near chance if all is well; SD of a score, from two measurements.",
+            "Median and mean score under another latent's explanation; SD of a score, from two measurements.",
             [[*head, *wanted.values(), "chance"], *lines],
         )
     )

@@ -64,6 +64,7 @@ def test_scores_fall_with_noise(study):
 def test_another_latents_explanation_is_worth_chance(study):
     found = measure(study[2], "shuffled", negatives="random")
     assert len(found) >= 2
+    assert ((found["ci_low"] <= found["chance"]) & (found["chance"] <= found["ci_high"])).all()
     assert ((found["value"] - found["chance"]).abs() < 0.03).all()
 
 

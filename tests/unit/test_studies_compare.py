@@ -67,7 +67,7 @@ def write(path, explainer, values, *, coder="sae", coder_id="sae-1", control=Non
         )
         for i, value in enumerate(values)
     ]  # fmt: skip
-    file = folder.table("scores", method, hash(coder) % 7)
+    file = folder.table("scores", method, len(coder) + ord(coder[-1]))
     file.parent.mkdir(parents=True, exist_ok=True)
     tables.write_parquet(file, tables.scores_table(rows))
     return path
