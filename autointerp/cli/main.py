@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import sys
 from importlib import import_module
+from inspect import cleandoc
 from keyword import iskeyword
 
 import click
@@ -37,7 +38,7 @@ COMMANDS: dict[str, str] = {
 def _with_line_breaks(command: click.Command) -> click.Command:
     """Turn the line "backslash b" of raw docstrings into what makes click leave a paragraph's lines as they are."""
     if command.help:
-        command.help = command.help.replace("\n\\b\n", "\n\n\b\n").replace("\\\\", "\\")
+        command.help = cleandoc(command.help).replace("\n\\b\n", "\n\n\b\n").replace("\\\\", "\\")
     if isinstance(command, click.Group):
         for child in command.commands.values():
             _with_line_breaks(child)
