@@ -420,7 +420,7 @@ def _recorded_k(path: Path, name: str) -> int | None:
 
 
 def reading_of(config: CoderConfig, subject: Subject) -> Reading:
-    """Return the coder and the full name of the hookpoint it reads.
+    """Return the coder, reading through the rules of its hook, and the full name of the hookpoint it reads.
 
     Raises: InputError when no file says it, or the subject has no such hookpoint.
     """
@@ -438,9 +438,10 @@ def reading_of(config: CoderConfig, subject: Subject) -> Reading:
             f"give one as {config.name}={config.source}@@HOOKPOINT"
         )
     try:
-        return Reading(coder, subject.resolve(hookpoint, default_side="in" if coder.spec.is_transcoder else "out"))
+        found = subject.published(hookpoint, default_side="in" if coder.spec.is_transcoder else "out")
     except InputError as error:
         raise InputError(f"coder {config.name!r}: {error}") from None
+    return Reading(coder.reading_through(*found.inputs), found.hookpoint)
 
 
 def _record(reading: Reading, subject: Subject, *, control_of: str | None = None) -> CoderRecord:
