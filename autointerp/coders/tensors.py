@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import pickle
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -59,7 +59,7 @@ def read_pickle(path: Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise StoreError(f"{path} does not exist") from None
-    except pickle.UnpicklingError as error:
+    except UnpicklingError as error:
         raise StoreError(
             f"{path} holds more than tensors and plain values, which is not loaded because a pickle can run code "
             f"({_first_line(error)}); convert it to safetensors where you trust it"
