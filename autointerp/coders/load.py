@@ -29,6 +29,8 @@ from autointerp.errors import InputError, nearest
 FORMATS: dict[str, str] = {
     "sparsify": "autointerp.coders.sparsify",
     "gemma_scope": "autointerp.coders.gemma_scope",
+    "saelens": "autointerp.coders.saelens",
+    "dictionary_learning": "autointerp.coders.dictionary_learning",
 }
 
 _HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?(?::(?P<folder>[\w./@-]+))?")
