@@ -63,23 +63,31 @@ class JumpRelu:
 
     threshold: Tensor
     """float32 [L]."""
+    is_rectified: bool = True
+    """False: what is above a negative threshold is kept, though it is negative."""
     name = "jumprelu"
     needs_all_latents = False
 
     def apply(self, pre_NL: Tensor, first_latent: int, /) -> Acts:
         threshold = self.threshold[first_latent : first_latent + pre_NL.shape[1]]
-        return _where(pre_NL > threshold.clamp(min=0), pre_NL, first_latent)
+        if self.is_rectified:
+            return _where(pre_NL > threshold.clamp(min=0), pre_NL, first_latent)
+        return _where((pre_NL > threshold) & (pre_NL != 0), pre_NL, first_latent)
 
     def to(self, device: torch.device) -> JumpRelu:
-        return JumpRelu(self.threshold.to(device))
+        return JumpRelu(self.threshold.to(device), self.is_rectified)
 
 
 @dataclass(frozen=True)
 class TopK:
-    """The k largest positive pre-activations of each row (fewer where fewer are positive); `signed`: largest by magnitude."""
+    """The k largest positive pre-activations of each row (fewer where fewer are positive); `signed`: largest by magnitude.
+
+    With `is_rectified` False they are the k largest, positive or not.
+    """
 
     k: int
     signed: bool = False
+    is_rectified: bool = True
     name = "topk"
     needs_all_latents = True
 
@@ -90,7 +98,7 @@ class TopK:
             values_NK = pre_NL.gather(1, latents_NK)
             return _kept(values_NK != 0, latents_NK, values_NK)
         values_NK, latents_NK = pre_NL.topk(self.k, dim=1, sorted=False)
-        return _kept(values_NK > 0, latents_NK, values_NK)
+        return _kept(values_NK > 0 if self.is_rectified else values_NK != 0, latents_NK, values_NK)
 
     def to(self, device: torch.device) -> TopK:
         return self
@@ -182,6 +190,24 @@ class MatchingPursuit:
 
     def to(self, device: torch.device) -> MatchingPursuit:
         return self
+
+
+@dataclass(frozen=True)
+class ScaledTopK:
+    """Top-k chosen by pre-activations times a factor of each latent; the values are without it."""
+
+    inner: TopK
+    factor: Tensor
+    """float32 [L], above 0: the norm of what the latent writes."""
+    name = "topk"
+    needs_all_latents = True
+
+    def apply(self, pre_NL: Tensor, first_latent: int, /) -> Acts:
+        acts = self.inner.apply(pre_NL * self.factor, first_latent)
+        return Acts(rows=acts.rows, latents=acts.latents, values=acts.values / self.factor[acts.latents])
+
+    def to(self, device: torch.device) -> ScaledTopK:
+        return ScaledTopK(self.inner, self.factor.to(device))
 
 
 def _where(mask_NL: Tensor, pre_NL: Tensor, first_latent: int) -> Acts:

@@ -178,8 +178,8 @@ def _activation(config: dict[str, Any], k: int, width: int, path: Path, threshol
     if name == "batchtopk":
         if threshold is None:
             raise InputError(
-                f"{path}: activation = 'batchtopk' keeps the largest over the whole batch, so that one token's activations depend "
-                "on the others; add ?threshold=NUMBER after the source"
+                f"{path}: activation = 'batchtopk' keeps the largest over the whole batch, so that one token's activations "
+                "depend on the others; add ?threshold=NUMBER after the source"
             )
         return JumpRelu(torch.full((width,), threshold))
     raise StoreError(f"{path}: activation = {name!r} is not one that sparsify writes; expected 'topk' or 'groupmax'")

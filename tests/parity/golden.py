@@ -27,7 +27,9 @@ def draw_inputs(name: str, d_in: int, num_tokens: int = NUM_TOKENS) -> np.ndarra
     """Return float32 [N, d_in]: rows of different norm (factor 0.5 to 3) and mean, around a common offset."""
     generator = np.random.default_rng(seed_of(name))
     x = generator.normal(size=(num_tokens, d_in)) + 0.4 * generator.normal(size=(1, d_in))
-    x = x * np.exp(generator.uniform(np.log(0.5), np.log(3), size=(num_tokens, 1))) + 0.3 * generator.normal(size=(num_tokens, 1))
+    x = x * np.exp(generator.uniform(np.log(0.5), np.log(3), size=(num_tokens, 1))) + 0.3 * generator.normal(
+        size=(num_tokens, 1)
+    )
     return np.ascontiguousarray(x, dtype=np.float32)
 
 

@@ -13,6 +13,7 @@ from autointerp.coders.load import FORMATS, coder_paths, load_coder
 from autointerp.errors import InputError, StoreError
 from tests.coder_fixtures import B_DEC, B_ENC, JUMP, SUB, THRESHOLD, TOPK_ROW_1, W_DEC, W_ENC, W_SKIP, D, F, X, as_rows, check
 
+
 def sparsify(folder, tensors=None, **config):
     folder.mkdir(parents=True, exist_ok=True)
     values = {"encoder.weight": W_ENC.T.contiguous(), "encoder.bias": B_ENC, "W_dec": W_DEC, "b_dec": B_DEC}
@@ -250,7 +251,9 @@ class TestFinding:
 
     def test_an_unknown_format_says_what_was_found_and_what_is_known(self, tmp_path):
         (tmp_path / "coder.bin").write_bytes(b"")
-        with pytest.raises(InputError, match=r"found coder.bin; the formats are sparsify: cfg.json and .* Gemma Scope: params.npz"):
+        with pytest.raises(
+            InputError, match=r"found coder.bin; the formats are sparsify: cfg.json and .* Gemma Scope: params.npz"
+        ):
             load_coder(tmp_path)
         assert {"sparsify", "gemma_scope", "saelens", "dictionary_learning"} <= set(FORMATS)
 
