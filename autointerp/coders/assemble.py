@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from torch import Tensor
 
-from autointerp.coders.activations import Activation
+from autointerp.coders.activations import Activation, MatchingPursuit
 from autointerp.coders.coder import Coder, CoderSpec
 from autointerp.coders.inputs import InputRule
 from autointerp.coders.tensors import digest_tensors
@@ -28,7 +28,7 @@ def assemble(
     encoder_bias_L: Tensor,
     decoder_LE: Tensor,
     decoder_bias_E: Tensor,
-    activation: Activation,
+    activation: Activation | MatchingPursuit,
     hookpoint: str | None,
     target: str | None = None,
     is_transcoder: bool = False,

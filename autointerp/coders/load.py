@@ -30,6 +30,8 @@ from autointerp.errors import InputError, nearest
 FORMATS: dict[str, str] = {
     "sparsify": "autointerp.coders.sparsify",
     "gemma_scope": "autointerp.coders.gemma_scope",
+    "saelens": "autointerp.coders.saelens",
+    "dictionary_learning": "autointerp.coders.dictionary_learning",
     "gemma_scope_2": "autointerp.coders.gemma_scope_2",
     "gemma_scope_2_clt": "autointerp.coders.gemma_scope_2_clt",
     "llama_scope": "autointerp.coders.llama_scope",

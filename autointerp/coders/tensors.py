@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import pickle
 import zipfile
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -64,7 +64,7 @@ def read_pickle(path: Path) -> Any:
                 return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise StoreError(f"{path} does not exist") from None
-    except pickle.UnpicklingError as error:
+    except UnpicklingError as error:
         raise StoreError(
             f"{path} holds more than tensors and plain values, which is not loaded because a pickle can run code "
             f"({_first_line(error)}); convert it to safetensors where you trust it"
