@@ -9,15 +9,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-# The recipe: dyadic numbers, exact in float32. d = 4, F = 8, two tokens.
-D, F = 4, 8
-X = torch.tensor([[((3 * t + 5 * i) % 7 - 3) / 2 for i in range(D)] for t in range(2)])
-W_ENC = torch.tensor([[((2 * i + 3 * j + 1) % 9 - 4) / 4 for j in range(F)] for i in range(D)])
-W_DEC = torch.tensor([[((5 * j + 2 * i + 2) % 7 - 3) / 4 for i in range(D)] for j in range(F)])
-B_ENC = torch.tensor([(j % 3 - 1) / 8 + j / 256 for j in range(F)])
-B_DEC = torch.tensor([((i % 2) * 2 - 1) / 8 for i in range(D)])
-THRESHOLD = torch.tensor([0.25 + 0.125 * (j % 3) + j / 16 for j in range(F)])
-W_SKIP = torch.tensor([[((o + 2 * i) % 3 - 1) / 4 for i in range(D)] for o in range(D)])
+from tests.coder_fixtures import B_DEC, B_ENC, THRESHOLD, W_DEC, W_ENC, W_SKIP, D, F
 
 NORM = "dataset_average_activation_norm."
 

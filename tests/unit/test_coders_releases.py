@@ -14,18 +14,10 @@ from autointerp.coders.inputs import Standardise
 from autointerp.coders.load import _around, _formats, _patterns, coder_paths, format_of, load_coder
 from autointerp.coders.refused import REFUSED
 from autointerp.errors import InputError, StoreError
+from tests.coder_fixtures import B_DEC, B_ENC, THRESHOLD, W_DEC, W_ENC, W_SKIP, D, F, X, as_rows
 from tests.coder_releases import (
-    B_DEC,
-    B_ENC,
     NORM,
     RELEASES,
-    THRESHOLD,
-    W_DEC,
-    W_ENC,
-    W_SKIP,
-    D,
-    F,
-    X,
     attn_saes,
     batch_topk,
     circuit_tracer,
@@ -71,14 +63,6 @@ SAELENS = [
     {0: 0.375, 1: 0.31641, 2: 0.25781, 3: 0.38672, 4: 0.32812, 5: 0.26953, 6: 0.39844, 7: 0.33984},
 ]
 SAELENS_OUT = [[-2.16016, 0.26172, 1.68359, -0.41992], [-0.54883, 0.77734, 0.20117, -0.27734]]
-
-
-def as_rows(acts):
-    rows = [{} for _ in X]
-    for row, latent, value in zip(acts.rows.tolist(), acts.latents.tolist(), acts.values.tolist(), strict=True):
-        assert latent not in rows[row] and value != 0
-        rows[row][latent] = value
-    return rows
 
 
 def check(coder, acts, outputs=None, x=X, abs=1e-5):
