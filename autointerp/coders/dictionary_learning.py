@@ -218,7 +218,7 @@ def _activation(
     if name == "AutoEncoderTopK" and chosen is None:
         k = _k(folder, stored, trainer)
         return TopK(k), k
-    threshold = chosen if chosen is not None else _scalar(folder, stored, "threshold") * norm_factor
+    threshold = chosen if chosen is not None else _scalar(folder, stored, "threshold", is_whole=False) * norm_factor
     if threshold < 0:
         raise InputError(
             f"{folder}: the threshold of this {name} was never fitted (it is {threshold:g}), and without one its activations "
@@ -229,21 +229,25 @@ def _activation(
     return JumpRelu(torch.full((width,), threshold)), None
 
 
-def _scalar(folder: Path, stored: Mapping[str, Tensor], name: str) -> float:
-    if name not in stored or stored[name].numel() != 1:
-        raise StoreError(f"{folder / MARKER} lacks the number {name!r}; it holds {', '.join(sorted(stored))}")
-    return float(stored[name])
+def _scalar(folder: Path, stored: Mapping[str, Tensor], name: str, *, is_whole: bool) -> float:
+    if name not in stored:
+        raise StoreError(f"{folder / MARKER} lacks the tensor {name!r}; it holds {', '.join(sorted(stored))}")
+    tensor = stored[name]
+    if tensor.numel() != 1 or tensor.is_floating_point() == is_whole or not bool(torch.isfinite(tensor).all()):
+        raise StoreError(
+            f"{folder / MARKER}: {name} is {tensor.dtype} of shape {tuple(tensor.shape)}; expected one "
+            f"{'whole' if is_whole else 'finite floating'} number"
+        )
+    return tensor.item()
 
 
 def _k(folder: Path, stored: Mapping[str, Tensor], trainer: Mapping[str, Any]) -> int:
-    k = _scalar(folder, stored, "k")
+    k = int(_scalar(folder, stored, "k", is_whole=True))
     if trainer.get("k") not in (None, k):
         raise StoreError(
-            f"{folder}: config.json says k = {trainer['k']!r} and {MARKER} {k:g}; one of the files is of another coder"
+            f"{folder}: config.json says k = {trainer['k']!r} and {MARKER} {k}; one of the files is of another coder"
         )
-    if k < 1 or k != int(k):
-        raise StoreError(f"{folder / MARKER}: k = {k:g}; expected a whole number above 0")
-    return int(k)
+    return k
 
 
 def _hookpoints(folder: Path, config: Mapping[str, Any]) -> tuple[str | None, str | None]:

@@ -65,9 +65,9 @@ def load(folder: Path, options: Mapping[str, str]) -> Coder:
         shapes["W_skip"] = (d_in, d_in)
     stored = read_safetensors(weights_path)
     given = _of_own_layer(stored)
-    optional: dict[str, tuple[int, ...]] = {"post_enc": (width,)}
-    optional |= {"post_enc_scale": (width,)} if config.get("post_encoder_scale") else {}
-    shapes |= {name: shape for name, shape in optional.items() if name in given}
+    for name, is_used in (("post_enc", True), ("post_enc_scale", bool(config.get("post_encoder_scale")))):
+        if is_used and any(key == name or key.startswith(f"{name}s.") for key in given):
+            shapes[name] = (width,)
     if config.get("normalize_io"):
         shapes |= {"in_norm": (1,), "out_norm": (1,)}
     tensors = take(given, shapes, weights_path)
