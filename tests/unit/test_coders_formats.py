@@ -251,9 +251,7 @@ class TestFinding:
 
     def test_an_unknown_format_says_what_was_found_and_what_is_known(self, tmp_path):
         (tmp_path / "coder.bin").write_bytes(b"")
-        with pytest.raises(
-            InputError, match=r"found coder.bin; the formats are sparsify: cfg.json and .* Gemma Scope: params.npz"
-        ):
+        with pytest.raises(InputError, match=r"found coder.bin; the formats are sparsify, gemma_scope, "):
             load_coder(tmp_path)
         assert {"sparsify", "gemma_scope", "saelens", "dictionary_learning"} <= set(FORMATS)
 
