@@ -104,7 +104,7 @@ def openai_gpt2(root, location="resid_post_mlp_v5_32k", k=3, tied=False, **chang
         "activation_state_dict": {} if k is None else {"k": k, "postact_fn": "ReLU"},
     } | changes  # fmt: skip
     if tied:
-        del content["decoder.weight"]
+        content["decoder.linear.weight"] = content.pop("decoder.weight").T.contiguous()
     return _pickle(root / location / "autoencoders" / "8.pt", content)
 
 

@@ -58,7 +58,7 @@ def load(path: Path, options: Mapping[str, str]) -> Coder:
     if "W_skip" in found:
         shapes["W_skip"] = (d_out, d_in)
     tensors = take(found, shapes, path)
-    activation, k = _activation(config, tensors.get(threshold or ""), path, options)
+    activation, k = _activation(config, tensors.get(threshold or ""), found.get("k"), path, options)
     match = _LAYER.fullmatch(path.name)
     assert match is not None
     hookpoint, target = hooks_of(config, int(match[1]))
@@ -110,10 +110,12 @@ def _orientation(found: Mapping[str, Tensor], name: str, width: int, path: Path)
 
 
 def _activation(
-    config: Mapping[str, Any], threshold: Tensor | None, path: Path, options: Mapping[str, str]
+    config: Mapping[str, Any], threshold: Tensor | None, stored_k: Tensor | None, path: Path, options: Mapping[str, str]
 ) -> tuple[Activation, int | None]:
     name, given = config.get("activation"), chosen_k(options, path)
-    if name == "topk" or (name is None and given is not None and threshold is None):
+    if name == "topk" or (name is None and threshold is None and (given is not None or stored_k is not None)):
+        if given is None and "k" not in config and stored_k is not None and stored_k.numel() == 1:
+            given = int(stored_k)
         if given is None and "k" not in config:
             raise InputError(
                 f"{path}: config.yaml says topk and not how many; give it as {path}?k=NUMBER "

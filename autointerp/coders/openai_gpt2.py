@@ -2,7 +2,7 @@
 
 Gao et al. 2024, arXiv:2406.04093, and the library sparse_autoencoder. ``pre = (x - pre_bias) W + latent_bias``; ReLU, or the k
 largest and ReLU of them. TopK files, and only they, normalise: (x - mean) / (sample deviation + 1e-5), undone on the output.
-The decoder of tied coders is the encoder. The residual stream is as it is, not centred.
+The residual stream is as it is, not centred.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ def load(path: Path, options: Mapping[str, str]) -> Coder:
     found = tensors_of(content, path)
     width, d = length(found, "latent_bias", path), length(found, "pre_bias", path)
     shapes: dict[str, tuple[int, ...]] = {"encoder.weight": (width, d), "latent_bias": (width,), "pre_bias": (d,)}
-    if "decoder.weight" in found:
-        shapes["decoder.weight"] = (d, width)
+    # Tied, the decoder is stored as what it is tied to.
+    shapes |= {"decoder.linear.weight": (width, d)} if "decoder.linear.weight" in found else {"decoder.weight": (d, width)}
     tensors = take(found, shapes, path)
     activation, k = _activation(content, path)
     inputs: tuple[InputRule, ...] = () if k is None else (Standardise(eps=1e-5),)
@@ -66,7 +66,7 @@ def load(path: Path, options: Mapping[str, str]) -> Coder:
         stored={name: found[name] for name in shapes},
         encoder_LD=tensors["encoder.weight"],
         encoder_bias_L=tensors["latent_bias"],
-        decoder_LE=tensors["decoder.weight"].T if "decoder.weight" in tensors else tensors["encoder.weight"],
+        decoder_LE=tensors["decoder.weight"].T if "decoder.weight" in tensors else tensors["decoder.linear.weight"],
         decoder_bias_E=tensors["pre_bias"],
         activation=activation,
         hookpoint=hookpoint,

@@ -124,7 +124,7 @@ class TestGolden:
         check(coder, RELU_SUB, RELU_SUB_OUT)
         assert coder.spec.hookpoint == "blocks.8.hook_mlp_out" and coder.spec.reading["inputs"] == []
         tied = load_coder(openai_gpt2(tmp_path, "mlp_post_act", k=None, tied=True))
-        assert torch.equal(tied.decoder_LE, W_ENC.T) and tied.spec.hookpoint == "blocks.8.mlp.hook_post"
+        assert torch.equal(tied.decoder_LE, W_DEC) and tied.spec.hookpoint == "blocks.8.mlp.hook_post"
 
     def test_goodfire_and_deepseek_r1(self, tmp_path):
         coder = load_coder(goodfire(tmp_path))
@@ -169,6 +169,7 @@ class TestGolden:
         with pytest.raises(InputError, match="says topk and not how many"):
             load_coder(path)
         check(load_coder(f"{path}?k=7"), wanted)
+        check(load_coder(circuit_tracer(tmp_path / "c", k=torch.tensor(7))), wanted)
 
     def test_circuit_tracer_keeps_what_is_above_a_negative_threshold(self, tmp_path):
         path = circuit_tracer(tmp_path, **{"activation_function.threshold": torch.full((F,), -1.985)})
