@@ -59,7 +59,7 @@ def save_case(
     folder itself); `x` [N, d_in], dense `acts` [N, width] and `out` [N, d_out] are the publisher's.
     """
     x, acts, out = (np.ascontiguousarray(array, dtype=np.float32) for array in (x, acts, out))
-    assert len(x) == len(acts) == len(out) >= 100, name
+    assert 100 <= len(x) == len(acts) == len(out) < 256, name
     assert x.shape[1] != acts.shape[1] < 256, name
     for array in (x, acts, out):
         assert np.isfinite(array).all(), name
@@ -71,8 +71,8 @@ def save_case(
     relative = write_coder(folder / "coder")
     golden = {
         "x": x,
-        "rows": rows.astype(np.int16),
-        "latents": latents.astype(np.int16),
+        "rows": rows.astype(np.uint8),
+        "latents": latents.astype(np.uint8),
         "values": acts[rows, latents],
         "out": out,
     }

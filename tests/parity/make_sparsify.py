@@ -92,8 +92,9 @@ one("groupmax", "", activation="groupmax")
 one("groupmax", "skip transcoder", folder="layers.5.mlp", activation="groupmax", transcode=True, skip_connection=True)
 
 
-# The fork is on no package index. Its equations, in plain loops over what they name, as in its sparse_coder.py.
-FORK = "047af6d736d605cb864c5515124781c81ba772f2"
+# The fork is on no package index: its equations in plain loops. Once run beside the repository's own code at this commit (with a plain
+# sum in place of its Triton decoder): the same active latents, and outputs equal to 3e-6.
+FORK = "cf9821f2b11faa36b821c0659a27d4542078dca6"
 
 
 def fork(variant: str, *, edit: Callable[[dict[str, Tensor], str], None], folder: str = "h.7.mlp", **settings: Any) -> None:
