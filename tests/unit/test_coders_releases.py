@@ -223,6 +223,11 @@ class TestGolden:
         with pytest.raises(InputError, match=r"no coder of position blocks\.7\.hook_resid_pre; did you mean"):
             load_coder(f"{path}?position=blocks.7.hook_resid_pre")
 
+    def test_only_what_transformer_lens_centres_is_centred(self, tmp_path):
+        coder = load_coder(e2e_sae(tmp_path, ("blocks-6-mlp-hook_post",)))
+        check(coder, RELU)
+        assert coder.inputs == () and coder.spec.hookpoint == "blocks.6.mlp.hook_post"
+
     def test_dunefsky(self, tmp_path):
         coder = load_coder(dunefsky(tmp_path / "a"))
         out = torch.tensor(RELU_SUB_OUT) + B_DEC  # b_dec_out is twice b_dec
