@@ -17,7 +17,7 @@ from autointerp.coders.activations import Activation, JumpRelu, Relu
 from autointerp.coders.assemble import assemble, length
 from autointerp.coders.circuit_tracer import NOTE, config_of, hooks_of
 from autointerp.coders.coder import Coder
-from autointerp.coders.tensors import read_safetensors, take
+from autointerp.coders.tensors import read_safetensors, safetensors_shapes, take
 from autointerp.errors import StoreError
 
 DESCRIPTION = "circuit-tracer cross-layer transcoders: W_enc_N.safetensors and W_dec_N.safetensors"
@@ -29,7 +29,8 @@ _LAYER = re.compile(r"W_enc_(\d+)\.safetensors")
 
 def matches(path: Path) -> bool:
     """Return whether the file holds the encoder of one layer of this format."""
-    return _LAYER.fullmatch(path.name) is not None
+    match = _LAYER.fullmatch(path.name)
+    return match is not None and {f"W_enc_{match[1]}", f"b_enc_{match[1]}"} <= safetensors_shapes(path).keys()
 
 
 def published_name(path: Path) -> str:

@@ -145,6 +145,8 @@ def _load(path: Path, hookpoint: str | None, options: Mapping[str, str]) -> Code
                 raise InputError(f"{path}: a coder of this format has no reading {name!r}; {nearest(name, module.OPTIONS)}")
         return module.load(path, chosen)
     if path.is_file():
+        if (why := refusal(path)) is not None:
+            raise InputError(why)
         check_readable(path)
         raise InputError(f"coder {path} is a file of no known format; give the folder that holds it")
     return _load(_choose(path, hookpoint), None, options)

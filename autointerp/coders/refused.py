@@ -32,7 +32,11 @@ def _temporal(folder: Path) -> bool:
 
 
 def _joint_topk(folder: Path) -> bool:
-    return any("Cross-Layer-TopK-CLT" in part for part in folder.parts)
+    # The files have the names of circuit-tracer's, with norms to score by and without biases.
+    return (folder / "W_dec_norm.safetensors").is_file() or any(
+        f"W_dec_norm_{path.stem.removeprefix('W_dec_')}" in safetensors_shapes(path)
+        for path in folder.glob("W_dec_*.safetensors")
+    )
 
 
 def _crosslayer_coding(folder: Path) -> bool:
@@ -76,8 +80,9 @@ REFUSED: dict[str, tuple[Callable[[Path], bool], str]] = {
 """Name -> (whether a folder holds it, why it is not read)."""
 
 
-def refusal(folder: Path) -> str | None:
-    """Return what is in the folder, or below it, and why it is not read; None when it is nothing that is known here."""
+def refusal(path: Path) -> str | None:
+    """Return what a folder holds, or a file is part of, and why it is not read; None when it is nothing that is known here."""
+    folder = path if path.is_dir() else path.parent
     for depth in range(_DEPTH + 1):
         for place in [folder] if depth == 0 else sorted(folder.glob("/".join("*" * depth))):
             if place.is_dir():

@@ -309,6 +309,17 @@ class TestOneFormatEach:
         paths = {name: write(tmp_path) for name, write in RELEASES.items()}
         assert coder_paths(tmp_path).keys() == {path.relative_to(tmp_path).as_posix() for path in paths.values()}
 
+    def test_a_file_of_a_repository_in_the_local_cache(self, tmp_path, monkeypatch):
+        """What only the repository's name tells is found there."""
+        commit = "0123456789abcdef0123456789abcdef01234567"
+        repo = tmp_path / "models--Qwen--SAE-Res-Qwen3-8B-Base-W64K-L0_3"
+        qwen_scope(repo / "snapshots", commit)
+        (repo / "refs").mkdir()
+        (repo / "refs" / "main").write_text(commit)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+        spec = load_coder("Qwen/SAE-Res-Qwen3-8B-Base-W64K-L0_3:layer5.sae.pt").spec
+        assert (spec.k, spec.model, spec.revision) == (3, "Qwen/Qwen3-8B-Base", commit)
+
     def test_names_of_a_repository_on_the_hub(self):
         files = ["README.md", "run/trainer_0/ae.pt", "run/trainer_0/sae.pt", "run/trainer_0/config.json"]
         assert "run/trainer_0/*" in _patterns(files, None, "o/r")
@@ -417,9 +428,10 @@ class TestRefused:
             }),
             "crosscoder (science-of-finetuning)": write("b", {"model.safetensors": {"encoder.weight": torch.ones(2, D, F)}}),
             "temporal coder (temporalSAEs)": write("c", {"conf.yaml": "", "latest_ckpt.safetensors": {"D": torch.ones(F, D)}}),
-            "joint top-k cross-layer transcoder (ByteDance Cross-Layer-TopK-CLT)": write(
-                "models--ByteDance-Seed--Cross-Layer-TopK-CLT", {"readme": ""}
-            ),
+            "joint top-k cross-layer transcoder (ByteDance Cross-Layer-TopK-CLT)": write("f", {
+                "config.json": '{"d_feature": 8, "k": 10}', "W_enc_0.safetensors": {"W_enc_0": torch.ones(F, D)},
+                "W_dec_0.safetensors": {"W_dec_0": torch.ones(F, 3, D), "W_dec_norm_0": torch.ones(F)},
+            }),
             "cross-layer transcoder of crosslayer-coding": write("d", {
                 "cfg.json": "{}", "model.safetensors": {"decoders.0->1.weight": torch.ones(D, F)}
             }),
@@ -432,6 +444,8 @@ class TestRefused:
             with pytest.raises(InputError, match="which is not read: ") as caught:
                 load_coder(folder)
             assert name in str(caught.value) and REFUSED[name][1] in str(caught.value)
+        with pytest.raises(InputError, match="largest activations are chosen over all layers at once"):
+            load_coder(tmp_path / "f" / "W_enc_0.safetensors")
 
 
 class TestSettings:
