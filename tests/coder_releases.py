@@ -70,15 +70,18 @@ def llama_scope(root, **config):
     return path
 
 
-def llama_scope_r1(root, norm=4.0):
+def llama_scope_r1(root, norm=4.0, **config):
     path = root / "800M-Slimpajama-0-OpenR1-Math-220k" / "L15R"
     hook = "blocks.15.hook_resid_post"
     _tensors(path / "sae_weights.safetensors", {
         "encoder.weight": W_ENC.T, "encoder.bias": B_ENC, "decoder.weight": W_DEC.T, "decoder.bias": B_DEC,
         "log_jumprelu_threshold": THRESHOLD.log(), NORM + hook: None if norm is None else torch.tensor(norm),
     })  # fmt: skip
-    _json(path / "config.json", {"hook_point_in": hook, "hook_point_out": hook, "d_model": D, "expansion_factor": 2,
-                                 "act_fn": "jumprelu", "norm_activation": "dataset-wise"})  # fmt: skip
+    _json(path / "config.json", {
+        "sae_type": "sae", "hook_point_in": hook, "hook_point_out": hook, "d_model": D, "expansion_factor": 2, "act_fn": "jumprelu",
+        "norm_activation": "dataset-wise", "sparsity_include_decoder_norm": False, "use_decoder_bias": True, "use_glu_encoder": False,
+        "apply_decoder_bias_to_pre_encoder": False, "force_unit_decoder_norm": False, "top_k": 50,
+    } | config)  # fmt: skip
     return path
 
 

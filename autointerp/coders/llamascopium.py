@@ -20,7 +20,7 @@ from autointerp.coders.assemble import assemble, chosen_number, length, number, 
 from autointerp.coders.coder import Coder
 from autointerp.coders.inputs import InputRule, UnitNorm
 from autointerp.coders.llama_scope_r1 import NORM
-from autointerp.coders.tensors import read_safetensors, take
+from autointerp.coders.tensors import read_safetensors, safetensors_shapes, take
 from autointerp.errors import InputError, StoreError
 
 DESCRIPTION = "llamascopium 2: config.json and sae_weights.safetensors"
@@ -39,7 +39,9 @@ REFUSED = {
 
 def matches(folder: Path) -> bool:
     """Return whether `folder` holds a coder of this format."""
-    return (folder / MARKER).is_file() and "sae_type" in peek_config(folder / "config.json")
+    shapes = safetensors_shapes(folder / MARKER)
+    # Their predecessors, such as Llama Scope R1-Distill's, say sae_type too and have an encoder and a decoder.
+    return bool(shapes) and "encoder.weight" not in shapes and "sae_type" in peek_config(folder / "config.json")
 
 
 def published_name(folder: Path) -> str:

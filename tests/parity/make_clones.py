@@ -31,6 +31,7 @@ CLONES = {
     "decoderesearch/circuit-tracer": "4bb8c0e",
     "OpenMOSS/Language-Model-SAEs": "95281ac",
     "OpenMOSS/Language-Model-SAEs of November 2024": "7bfb3f1",
+    "OpenMOSS/Language-Model-SAEs of March 2025": "44c9ddd",
     "bartbussmann/matryoshka_sae": "c7c5787",
     "bartbussmann/BatchTopK": "b9aab1c",
     "ApolloResearch/e2e_sae": "83b4add",
@@ -243,16 +244,51 @@ def llamascopium() -> None:
              target=written if written != read else None, is_transcoder=written != read)  # fmt: skip
 
 
-def llama_scope() -> None:
-    publisher = "OpenMOSS/Language-Model-SAEs of November 2024"
+def lm_saes(publisher: str) -> tuple[Any, Any]:
+    """Return the modules of coders and of settings of an old version."""
     source = clone(publisher, "src")
+    for name in [name for name in sys.modules if name.partition(".")[0] == "lm_saes"]:
+        del sys.modules[name]
     # The packages' first lines import a whole training pipeline; what is used here is in submodules.
-    for package in ("lm_saes", "lm_saes.activation"):
+    for package in ("lm_saes", "lm_saes.activation", "lm_saes.kernels"):
         sys.modules[package] = ModuleType(package)
         sys.modules[package].__path__ = [str(source / package.replace(".", "/"))]
+    sys.modules["lm_saes.kernels"].decode_with_triton_spmm_kernel = None  # type: ignore[attr-defined]
     coders = importlib.import_module("lm_saes.sae")
-    coders.version = lambda package: "of a clone"  # type: ignore[attr-defined]
-    configs = importlib.import_module("lm_saes.config")
+    coders.version = lambda package: "of a clone"
+    return coders, importlib.import_module("lm_saes.config")
+
+
+def llama_scope_r1() -> None:
+    publisher = "OpenMOSS/Language-Model-SAEs of March 2025"
+    coders, configs = lm_saes(publisher)
+    hook = "blocks.15.hook_resid_post"
+    for name, include in (("llama_scope_r1-jumprelu-norm", False), ("llama_scope_r1-jumprelu-decoder-norm", True)):
+        config = configs.SAEConfig(hook_point_in=hook, d_model=D, expansion_factor=3, act_fn="jumprelu",
+                                   sparsity_include_decoder_norm=include, dtype=torch.float32, device="cpu")  # fmt: skip
+        coder = coders.SparseAutoEncoder(config)
+        fill(coder, name)
+        coder.set_dataset_average_activation_norm({hook: 2.0})
+        x = inputs(name)
+        acts = coder.encode(x)
+        out = coder.decode(acts) / coder.compute_norm_factor(x, hook_point=hook)
+
+        def write(root: Path, coder: Any = coder, config: Any = config) -> str:
+            folder = root / "800M-Slimpajama-0-OpenR1-Math-220k" / "L15R"
+            folder.mkdir(parents=True)
+            coder.save_checkpoint(folder / "sae_weights.safetensors")
+            config.save_hyperparameters(folder)
+            return folder.relative_to(root).as_posix()
+
+        save(name, write, x, acts, out, publisher, format="llama_scope_r1", architecture="jumprelu",
+             variant="norm in the file" + ", decoder norm" * include,
+             saved_by="SparseAutoEncoder.save_checkpoint and SAEConfig.save_hyperparameters",
+             computed_by="SparseAutoEncoder.encode and decode, over compute_norm_factor", hookpoint=hook)  # fmt: skip
+
+
+def llama_scope() -> None:
+    publisher = "OpenMOSS/Language-Model-SAEs of November 2024"
+    coders, configs = lm_saes(publisher)
     residual, normalized, mlp = "blocks.15.hook_resid_post", "blocks.15.ln2.hook_normalized", "blocks.15.hook_mlp_out"
     for name, letter, read, written, norms in (
         ("llama_scope-jumprelu", "R", residual, residual, {"in": 3.0, "out": 3.0}),
@@ -395,5 +431,5 @@ def dunefsky() -> None:
 if "AUTOINTERP_CLONES" not in os.environ:
     sys.exit(print("AUTOINTERP_CLONES is not set: no cases made from clones"))
 torch.set_grad_enabled(False)
-for make in (openai, circuit_tracer, llamascopium, llama_scope, bartbussmann, e2e_sae, dunefsky):
+for make in (openai, circuit_tracer, llamascopium, llama_scope, llama_scope_r1, bartbussmann, e2e_sae, dunefsky):
     make()

@@ -189,7 +189,10 @@ def llama_scope_r1(name: str) -> None:
         "encoder.weight": drawn["W_enc"].T, "encoder.bias": drawn["b_enc"], "decoder.weight": drawn["W_dec"].T,
         "decoder.bias": drawn["b_dec"], "log_jumprelu_threshold": drawn["threshold"].log(),
     }  # fmt: skip
-    config = {"hook_point_in": hook, "hook_point_out": hook, "d_model": D, "expansion_factor": 3, "act_fn": "jumprelu"}
+    config = {
+        "sae_type": "sae", "hook_point_in": hook, "hook_point_out": hook, "d_model": D, "expansion_factor": 3, "act_fn": "jumprelu",
+        "norm_activation": "dataset-wise", "sparsity_include_decoder_norm": False,
+    }  # fmt: skip
 
     def write(root: Path) -> None:
         safetensors_file(root / folder / "sae_weights.safetensors", tensors)

@@ -255,6 +255,8 @@ class TestGolden:
             load_coder(path)
         coder = load_coder(f"{path}?norm_scaling_factor=0.5")
         assert torch.allclose(coder.encode_dense(X), wanted) and coder.spec.inferred["scale"] == "norm_scaling_factor, as given"
+        folded = load_coder(llama_scope_r1(tmp_path / "c", norm=None, norm_activation="inference"))
+        assert torch.allclose(folded.encode_dense(X), torch.where(X @ W_ENC + B_ENC > THRESHOLD, X @ W_ENC + B_ENC, 0.0))
 
     @pytest.mark.parametrize("include", [False, True])
     @pytest.mark.parametrize("act_fn", ["relu", "jumprelu", "topk"])
@@ -459,6 +461,10 @@ class TestSettings:
             (
                 lambda p: llama_scope(p, dataset_average_activation_norm={"in": 0, "out": 1}),
                 "in = 0; expected a number above 0",
+            ),
+            (
+                lambda p: llama_scope_r1(p, hook_point_out="blocks.15.hook_mlp_out"),
+                "is a transcoder or has a gated linear encoder",
             ),
             (lambda p: llamascopium(p, norms=()), f"lacks {NORM}blocks.3.hook_resid_post"),
             (lambda p: llamascopium(p, norm_activation="batch-wise"), "'batch-wise' depends on the batch"),
