@@ -23,7 +23,7 @@ from autointerp.errors import ConfigError
 @click.option("--token-filter", help="Activations dropped: bos, special, template, first:N, none.  [default: bos]")
 @click.option("--device", help="auto, cpu, cuda, cuda:1, mps.  [default: auto]")
 @click.option("--dtype", help="auto, float32, bfloat16, float16; coders always run in float32.  [default: auto]")
-@click.option("--device-map", help="Split the subject over devices, as accelerate does.")
+@click.option("--device-map", help="Split the subject as accelerate does: auto, or JSON {module: device, cpu or disk}.")
 @click.option("--quantization", type=click.Choice(["4bit", "8bit"]), help="Quantise the subject with bitsandbytes.")
 @click.option("--memory-budget", metavar="SIZE", help="Memory for activations on their way to disk.  [default: 1GiB]")
 @click.option("--force", is_flag=True, default=None, help="Cache coders that do not seem to fit the subject, too.")

@@ -379,7 +379,8 @@ def target_of(reading: Reading, subject: Subject) -> str | None:
     spec = reading.coder.spec
     if spec.target is None:
         return None
-    if spec.hookpoint is not None and spec.target.rpartition("@")[0] == spec.hookpoint.rpartition("@")[0]:
+    module, at, _ = spec.target.rpartition("@")
+    if spec.hookpoint is not None and at and module == spec.hookpoint.rpartition("@")[0]:
         return f"{reading.hookpoint.rpartition('@')[0]}@out"
     try:
         return subject.resolve(spec.target)
