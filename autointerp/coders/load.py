@@ -25,7 +25,9 @@ from urllib.parse import parse_qsl
 
 from autointerp.coders.coder import Coder
 from autointerp.coders.refused import refusal
-from autointerp.errors import InputError, nearest
+from autointerp.coders.tensors import safetensors_shapes
+from autointerp.errors import InputError, StoreError, nearest
+from autointerp.files import read_json
 
 FORMATS: dict[str, str] = {
     "sparsify": "autointerp.coders.sparsify",
@@ -164,10 +166,20 @@ def _choose(folder: Path, hookpoint: str | None) -> Path:
         raise InputError(f"{folder} holds {len(found)} coders ({shown}); give the folder of one of them")
     if (why := refusal(folder)) is not None:
         raise InputError(why)
+    _check_files(folder)
     names = sorted(path.name for path in folder.iterdir())
     shown = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
-    known = "; ".join(module.DESCRIPTION for module in _formats().values())
+    known = ", ".join(module.DESCRIPTION.partition(":")[0] for module in _formats().values())
     raise InputError(f"{folder} holds no coder of a known format; found {shown or 'nothing'}; the formats are {known}")
+
+
+def _check_files(folder: Path) -> None:
+    """Raise StoreError when a file is damaged, by which its format would be known."""
+    for path in sorted(folder.iterdir()):
+        if path.suffix == ".json":
+            read_json(path)
+        elif path.suffix == ".safetensors" and not safetensors_shapes(path):
+            raise StoreError(f"{path} cannot be read as safetensors; it is truncated or damaged, copy it again")
 
 
 def _bare(hookpoint: str) -> str:

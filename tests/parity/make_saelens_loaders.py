@@ -13,9 +13,9 @@ import sae_lens.loading.pretrained_sae_loaders as loaders
 import torch
 from golden import draw_inputs, folder_argument, save_case, seed_of
 from huggingface_hub.errors import EntryNotFoundError
+from sae_lens import SAE
 from safetensors import safe_open
 from safetensors.torch import save_file
-from sae_lens import SAE
 from torch import Tensor
 
 OUT = folder_argument()
@@ -59,7 +59,7 @@ def load(loader: str, root: Path, repo: str, folder: str, factor: float | None =
 
     def shapes(repo_id: str, filename: str) -> dict[str, list[int]]:
         with safe_open(root / filename, framework="pt") as file:
-            return {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+            return {name: file.get_slice(name).get_shape() for name in file.keys()}
 
     loaders.hf_hub_download, loaders.get_safetensors_tensor_shapes = local, shapes
     make = getattr(loaders, loader)
