@@ -208,4 +208,6 @@ def _rewrite(path, name, change):
     elif path.suffix == ".safetensors":
         save_file(held, path)
     else:
-        torch.save(held, path)
+        # The tensors lie in the old file until then.
+        torch.save(held, path.with_name("new"))
+        path.with_name("new").replace(path)
