@@ -63,8 +63,8 @@ test-transformers4: $(VENV_TF4)/.dev  ## subject, hooks and cache with the last 
 	$(VENV_TF4)/bin/python -m pytest tests/unit tests/integration/test_cache.py -n $(TEST_WORKERS) \
 		-k "subject or cache or coders" $(PYTEST_FLAGS)
 
-# One environment for each publisher's package, in which nothing of ours is installed.
-PUBLISHERS = $(patsubst tests/parity/make_%.py,%,$(wildcard tests/parity/make_*.py))
+# One environment for each publisher's package, in which nothing of ours is installed. Scripts without one use SAELens's.
+PUBLISHERS = $(patsubst tests/parity/%.txt,%,$(wildcard tests/parity/*.txt))
 PARITY_OUT ?= build/parity
 
 .venv-parity-%/.made: tests/parity/%.txt
@@ -75,7 +75,9 @@ PARITY_OUT ?= build/parity
 
 parity: $(VENV)/.dev $(PUBLISHERS:%=.venv-parity-%/.made)  ## coders saved and run by their publishers' packages, afresh, against ours
 	rm -rf $(PARITY_OUT)
-	for name in $(PUBLISHERS); do .venv-parity-$$name/bin/python -W ignore tests/parity/make_$$name.py --out $(PARITY_OUT) || exit 1; done
+	for name in $(patsubst tests/parity/make_%.py,%,$(wildcard tests/parity/make_*.py)); do \
+		test -f tests/parity/$$name.txt && where=$$name || where=saelens; \
+		.venv-parity-$$where/bin/python -W ignore tests/parity/make_$$name.py --out $(PARITY_OUT) || exit 1; done
 	AUTOINTERP_PARITY=$(abspath $(PARITY_OUT)) $(VENV)/bin/python -m pytest tests/unit/test_parity.py $(PYTEST_FLAGS)
 
 lint: $(VENV)/.dev  ## ruff and mypy

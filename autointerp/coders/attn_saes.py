@@ -1,6 +1,8 @@
 """The attention coders of ckkissane and Conmy (GPT-2 small, all layers): ``NAME.pt`` and ``NAME_cfg.json``.
 
 Kissane et al. 2024, arXiv:2406.17759. ReLU with b_dec subtracted, on the concatenated head outputs (``hook_z``).
+TransformerLens moves value biases out of them when it rewrites a model, so that its vectors differ from the subject's by a
+constant for each head.
 """
 
 from __future__ import annotations
@@ -17,6 +19,11 @@ DESCRIPTION = "attention coders of ckkissane: NAME.pt and NAME_cfg.json"
 MARKER = "*.pt"
 IS_FILE = True
 OPTIONS: Mapping[str, str] = {}
+
+NOTE = (
+    "Trained on TransformerLens's rewritten GPT-2, where hook_z lacks a constant that the model's own heads put out: "
+    "the value biases and what the norm's bias adds to the values."
+)
 
 
 def matches(path: Path) -> bool:
@@ -54,6 +61,7 @@ def load(path: Path, options: Mapping[str, str]) -> Coder:
         subtract=True,
         model=model if isinstance(model, str) else "openai-community/gpt2",
         inferred={} if isinstance(model, str) else {"model": "the release"},
+        notes=(NOTE,),
     )
 
 

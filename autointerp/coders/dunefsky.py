@@ -15,7 +15,7 @@ from typing import Any
 from autointerp.coders.activations import Relu
 from autointerp.coders.assemble import assemble, length, tensors_of
 from autointerp.coders.coder import Coder
-from autointerp.coders.inputs import Centre, InputRule
+from autointerp.coders.inputs import CENTRED_HOOK, Centre
 from autointerp.coders.tensors import pickle_shapes, read_pickle, take
 from autointerp.errors import StoreError
 
@@ -53,8 +53,8 @@ def load(path: Path, options: Mapping[str, str]) -> Coder:
         shapes["b_dec_out"] = (d_out,)
     tensors = take(found, shapes, path)
     read, written, model = (config.get(key) for key in ("hook_point", "out_hook_point", "model_name"))
-    is_normalised = isinstance(read, str) and read.endswith("hook_normalized")
-    inputs: tuple[InputRule, ...] = () if is_normalised else (Centre(),)
+    inputs = (Centre(),) if isinstance(read, str) and CENTRED_HOOK.fullmatch(read) else ()
+    is_predicted_centred = is_transcoder and isinstance(written, str) and CENTRED_HOOK.fullmatch(written) is not None
     encoder_LD, bias_L = tensors["W_enc"].T, tensors["b_enc"]
     return assemble(
         format="dunefsky",
@@ -73,6 +73,6 @@ def load(path: Path, options: Mapping[str, str]) -> Coder:
         inputs=inputs,
         reading={"subtract_b_dec": True},
         model=model if isinstance(model, str) else None,
-        inferred={} if is_normalised else {"inputs": "TransformerLens centres what GPT-2 writes"},
-        notes=("Predicts the centred output of the MLP.",) if is_transcoder else ("What it decodes is the centred vector.",),
+        inferred={"inputs": "TransformerLens centres what GPT-2 writes"} if inputs else {},
+        notes=("What it decodes is the centred vector.",) if is_predicted_centred or (inputs and not is_transcoder) else (),
     )

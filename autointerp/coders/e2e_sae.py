@@ -15,7 +15,7 @@ from torch.nn.functional import normalize
 from autointerp.coders.activations import Relu
 from autointerp.coders.assemble import assemble, length, peek_config, tensors_of
 from autointerp.coders.coder import Coder
-from autointerp.coders.inputs import Centre
+from autointerp.coders.inputs import CENTRED_HOOK, Centre
 from autointerp.coders.tensors import pickle_shapes, read_pickle, take
 from autointerp.errors import InputError, nearest
 
@@ -54,6 +54,7 @@ def load(path: Path, options: Mapping[str, str]) -> Coder:
     width, d = length(found, "encoder.0.bias", path), length(found, "decoder.bias", path)
     shapes = {"encoder.0.weight": (width, d), "encoder.0.bias": (width,), "decoder.weight": (d, width), "decoder.bias": (d,)}
     tensors = take(found, shapes, path)
+    inputs = (Centre(),) if CENTRED_HOOK.fullmatch(position) else ()
     model = peek_config(path.parent / "final_config.yaml").get("tlens_model_name")
     return assemble(
         format="e2e_sae",
@@ -65,9 +66,9 @@ def load(path: Path, options: Mapping[str, str]) -> Coder:
         decoder_bias_E=tensors["decoder.bias"],
         activation=Relu(),
         hookpoint=position,
-        inputs=(Centre(),),
+        inputs=inputs,
         reading={"position": position},
         model=model if isinstance(model, str) else None,
-        inferred={"inputs": "TransformerLens centres what GPT-2 writes"},
-        notes=("What it decodes is the centred vector.",),
+        inferred={"inputs": "TransformerLens centres what GPT-2 writes"} if inputs else {},
+        notes=("What it decodes is the centred vector.",) if inputs else (),
     )

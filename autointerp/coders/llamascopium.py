@@ -28,12 +28,13 @@ MARKER = "sae_weights.safetensors"
 IS_FILE = False
 OPTIONS: Mapping[str, str] = {"threshold": "for BatchTopK: the activation above which a latent is active"}
 _LOG_THRESHOLD = "activation_function.log_jumprelu_threshold"
-_REFUSED = {
+REFUSED = {
     "clt": "its latents of all layers are trained together and stored in one file",
     "crosscoder": "its latents read several hookpoints at once",
     "lorsa": "it is an attention layer, whose latents depend on the tokens before",
     "molt": "its latents are low-rank maps, not directions",
 }
+"""Type of coder -> why it is not read."""
 
 
 def matches(folder: Path) -> bool:
@@ -55,7 +56,7 @@ def load(folder: Path, options: Mapping[str, str]) -> Coder:
     config = read_config(config_path)
     kind = config.get("sae_type")
     if kind != "sae":
-        why = _REFUSED.get(str(kind), "it is a type that this package does not know")
+        why = REFUSED.get(str(kind), "it is a type that this package does not know")
         raise InputError(f"{folder} is a llamascopium coder of type {kind!r}, which is not read: {why}")
     if config.get("use_glu_encoder"):
         raise InputError(f"{folder} has a gated linear encoder (use_glu_encoder), which is not read")

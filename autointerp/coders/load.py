@@ -25,9 +25,8 @@ from urllib.parse import parse_qsl
 
 from autointerp.coders.coder import Coder
 from autointerp.coders.refused import refusal
-from autointerp.coders.tensors import safetensors_shapes
-from autointerp.errors import InputError, StoreError, nearest
-from autointerp.files import read_json
+from autointerp.coders.tensors import check_readable
+from autointerp.errors import InputError, nearest
 
 FORMATS: dict[str, str] = {
     "sparsify": "autointerp.coders.sparsify",
@@ -146,6 +145,7 @@ def _load(path: Path, hookpoint: str | None, options: Mapping[str, str]) -> Code
                 raise InputError(f"{path}: a coder of this format has no reading {name!r}; {nearest(name, module.OPTIONS)}")
         return module.load(path, chosen)
     if path.is_file():
+        check_readable(path)
         raise InputError(f"coder {path} is a file of no known format; give the folder that holds it")
     return _load(_choose(path, hookpoint), None, options)
 
@@ -166,20 +166,20 @@ def _choose(folder: Path, hookpoint: str | None) -> Path:
         raise InputError(f"{folder} holds {len(found)} coders ({shown}); give the folder of one of them")
     if (why := refusal(folder)) is not None:
         raise InputError(why)
-    _check_files(folder)
+    for path in sorted(folder.rglob("*")):
+        if len(path.relative_to(folder).parts) <= _DEPTH:
+            check_readable(path)
     names = sorted(path.name for path in folder.iterdir())
     shown = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
-    known = ", ".join(module.DESCRIPTION.partition(":")[0] for module in _formats().values())
-    raise InputError(f"{folder} holds no coder of a known format; found {shown or 'nothing'}; the formats are {known}")
-
-
-def _check_files(folder: Path) -> None:
-    """Raise StoreError when a file is damaged, by which its format would be known."""
-    for path in sorted(folder.iterdir()):
-        if path.suffix == ".json":
-            read_json(path)
-        elif path.suffix == ".safetensors" and not safetensors_shapes(path):
-            raise StoreError(f"{path} cannot be read as safetensors; it is truncated or damaged, copy it again")
+    similar = [module.DESCRIPTION for module in _formats().values() if any(folder.glob(module.MARKER))]
+    if similar:
+        raise InputError(
+            f"{folder} holds no coder of a known format, though it has files of such names ({shown}): "
+            f"their contents are not those of {' or '.join(similar)}"
+        )
+    raise InputError(
+        f"{folder} holds no coder of a known format; found {shown or 'nothing'}; the formats are {', '.join(_formats())}"
+    )
 
 
 def _bare(hookpoint: str) -> str:

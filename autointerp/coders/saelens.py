@@ -19,7 +19,7 @@ from torch import Tensor
 from autointerp.coders.activations import Activation, Gated, JumpRelu, MatchingPursuit, Relu, TopK
 from autointerp.coders.assemble import assemble, chosen_number, length, number, peek_config, read_config
 from autointerp.coders.coder import Coder
-from autointerp.coders.inputs import Centre, InputRule, Standardise, UnitNorm
+from autointerp.coders.inputs import CENTRED_HOOK, Centre, InputRule, Standardise, UnitNorm
 from autointerp.coders.tensors import read_safetensors, take
 from autointerp.errors import InputError, StoreError, nearest
 
@@ -59,8 +59,6 @@ _OLD_NAMES = {
     "hook_point_head_index": "hook_head_index",
     "activation_fn_str": "activation_fn",
 }
-# What TransformerLens centres: everything that a LayerNorm model's blocks read from and write to their residual stream.
-_CENTRED_HOOK = re.compile(r"(?:.*\.)?hook_(?:resid_pre|resid_mid|resid_post|attn_out|mlp_out|embed)")
 _LAYER_NORM_MODEL = re.compile(r"gpt-?2|gpt-?neo|gpt-?j|pythia|opt-|bloom|tiny-?stories|gelu|solu", re.IGNORECASE)
 # Releases whose files do not say so, after SAELens's own list of releases.
 _CENTRED_RELEASE = re.compile(
@@ -221,7 +219,7 @@ def _is_centred(folder: Path, settings: Mapping[str, Any], options: Mapping[str,
     """Return whether the coder was trained on vectors without their mean, which only LayerNorm models can do without."""
     if "centre" in options:
         return _yes(options, "centre", folder)
-    can_be = _CENTRED_HOOK.fullmatch(str(settings.get("hook_name"))) and _LAYER_NORM_MODEL.search(
+    can_be = CENTRED_HOOK.fullmatch(str(settings.get("hook_name"))) and _LAYER_NORM_MODEL.search(
         str(settings.get("model_name"))
     )
     if not can_be:

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from autointerp.errors import StoreError
+from autointerp.files import read_json
 
 _BLOCK = 1 << 24
 _STAND_INS = ("sae_training.config.LanguageModelSAERunnerConfig",)
@@ -93,6 +94,19 @@ def _pickle_shapes(path: Path, mtime_ns: int, size: int) -> dict[str, tuple[int,
             if isinstance(tensor, Tensor):
                 shapes[f"{name}.{inner}".removesuffix(".")] = tuple(tensor.shape)
     return shapes
+
+
+def check_readable(path: Path) -> None:
+    """Check that a json file or a file of tensors can be opened; says nothing of other files.
+
+    Raises: StoreError when it is damaged, or would run code.
+    """
+    if path.suffix == ".json":
+        read_json(path)
+    elif path.suffix == ".safetensors" and not safetensors_shapes(path):
+        read_safetensors(path)
+    elif path.suffix in (".pt", ".pth") and not pickle_shapes(path):
+        read_pickle(path)
 
 
 def read_npz(path: Path) -> dict[str, Tensor]:

@@ -9,7 +9,9 @@ from importlib import import_module
 from math import ceil, log10
 from pathlib import Path
 
+from autointerp.coders.llamascopium import REFUSED as LLAMASCOPIUM
 from autointerp.coders.load import FORMATS
+from autointerp.coders.refused import REFUSED
 from tests.parity_cases import Case, cases, compare
 
 PATH = Path(__file__).parents[2] / "docs" / "formats.md"
@@ -22,6 +24,14 @@ inputs or more, and read and run by autointerp. *Active latents* counts those of
 other. *Error* is the largest difference of an activation or a reconstruction, over the largest value of the same token; a test holds
 it to 1e-5.
 """
+REFUSED_HEAD = """## Refused
+
+What loading one of these says; nothing is read approximately.
+
+| published coder | why it is not read |
+|---|---|
+"""
+OPTIONS_HEAD = "| format | after the source | what it does |\n|---|---|---|\n"
 COLUMNS = "| architecture | variant | readings chosen | checked against | computed by | active latents | error: activations | reconstructions |\n"
 
 
@@ -39,7 +49,26 @@ def table() -> str:
     if unchecked:
         listed = "".join(f"- {_title(name)}\n" for name in unchecked)
         parts.append(f"## Read, and held to hand-worked numbers only\n\n{listed}")
+    parts.append(REFUSED_HEAD + "".join(f"| {name} | {why} |\n" for name, why in refused().items()))
+    parts.append(f"## Readings that can be chosen\n\n{OPTIONS_HEAD}{_options()}")
     return "\n".join(parts)
+
+
+def refused() -> dict[str, str]:
+    """Return the published coders that are refused, and why."""
+    refused = {name: why for name, (_, why) in REFUSED.items()}
+    refused |= {f"llamascopium 2 coder of type `{kind}`": why for kind, why in LLAMASCOPIUM.items()}
+    refused["crosscoder of Gemma Scope 2"] = "its latents read several layers at once"
+    refused["BatchTopK coder without a threshold (bartbussmann, dictionary_learning, llamascopium)"] = (
+        "what is active depends on what else is in the batch; `?threshold=NUMBER` reads it with a fixed one, which "
+        "`autointerp.coders.calibrate.calibrate_threshold` finds"
+    )
+    return refused
+
+
+def _options() -> str:
+    rows = [(name, key, what) for name, dotted in FORMATS.items() for key, what in import_module(dotted).OPTIONS.items()]
+    return "".join(f"| {name} | `?{key}=` | {what} |\n" for name, key, what in rows)
 
 
 def _title(name: str) -> str:

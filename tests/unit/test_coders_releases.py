@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from autointerp.coders.activations import JumpRelu, Relu, ScaledTopK, TopK
 from autointerp.coders.calibrate import calibrate_threshold
 from autointerp.coders.inputs import Standardise
-from autointerp.coders.load import _around, _formats, _patterns, coder_paths, format_of, load_coder
+from autointerp.coders.load import FORMATS, _around, _formats, _patterns, coder_paths, format_of, load_coder
 from autointerp.coders.refused import REFUSED
 from autointerp.errors import InputError, StoreError
 from tests.coder_fixtures import B_DEC, B_ENC, THRESHOLD, W_DEC, W_ENC, W_SKIP, D, F, X, as_rows
@@ -35,6 +35,7 @@ from tests.coder_releases import (
     openai_gpt2,
     qwen_scope,
 )
+from tests.parity_cases import cases
 
 JUMP = [{1: 1.25391, 4: 1.26562, 7: 1.27734}, {0: 0.875, 1: 0.62891, 3: 0.88672, 4: 0.64062, 6: 0.89844}]
 JUMP_OUT = [[-2.01758, 0.13086, 1.77930, -0.52246], [-0.91113, 1.30371, -0.10547, -0.54297]]
@@ -222,6 +223,11 @@ class TestGolden:
         with pytest.raises(InputError, match=r"no coder of position blocks\.7\.hook_resid_pre; did you mean"):
             load_coder(f"{path}?position=blocks.7.hook_resid_pre")
 
+    def test_only_what_transformer_lens_centres_is_centred(self, tmp_path):
+        coder = load_coder(e2e_sae(tmp_path, ("blocks-6-mlp-hook_post",)))
+        check(coder, RELU)
+        assert coder.inputs == () and coder.spec.hookpoint == "blocks.6.mlp.hook_post"
+
     def test_dunefsky(self, tmp_path):
         coder = load_coder(dunefsky(tmp_path / "a"))
         out = torch.tensor(RELU_SUB_OUT) + B_DEC  # b_dec_out is twice b_dec
@@ -289,6 +295,16 @@ class TestOneFormatEach:
         assert load_coder(tmp_path, hookpoint=module.published_name(path)).spec.source == str(path)
         assert coder.spec.hookpoint is not None and coder.encode(X).values.numel() > 0
 
+    @pytest.mark.parametrize("case", cases(), ids=lambda case: case.name)
+    def test_exactly_one_format_fits_what_publishers_write(self, case):
+        path = case.folder / case.manifest["path"]
+        fitting = [key for key, module in _formats().items() if path.is_file() == module.IS_FILE and module.matches(path)]
+        assert fitting == [case.manifest["format"]]
+        assert list(coder_paths(case.folder / "coder").values()) == [path]
+
+    def test_every_format_that_is_read_has_its_numbers_from_elsewhere(self):
+        assert {case.manifest["format"] for case in cases()} == FORMATS.keys()
+
     def test_all_in_one_folder(self, tmp_path):
         paths = {name: write(tmp_path) for name, write in RELEASES.items()}
         assert coder_paths(tmp_path).keys() == {path.relative_to(tmp_path).as_posix() for path in paths.values()}
@@ -342,7 +358,7 @@ class TestSafety:
     def test_only_the_known_object_has_a_stand_in(self, tmp_path):
         load_coder(dunefsky(tmp_path / "a"))
         path = dunefsky(tmp_path / "b", name="sae_training.config.SomethingElse")
-        with pytest.raises(InputError, match="no known format"):
+        with pytest.raises(StoreError, match="holds more than tensors and plain values"):
             load_coder(path)
 
     @pytest.mark.parametrize("name", RELEASES)
