@@ -22,7 +22,7 @@ from autointerp.jobs.explain import ExplainConfig, explain_method, wanted_latent
 from autointerp.jobs.methods import build_explainer
 from autointerp.jobs.plan import extend_plan, read_plan
 from autointerp.jobs.runner import finished_keys
-from autointerp.jobs.score import Explanations, ScoreConfig, build_scorers, score_method, scored_selection, usable
+from autointerp.jobs.score import Explanations, ScoreConfig, build_scorers, controls_of, score_method, scored_selection, usable
 from autointerp.jobs.session import Source, StoreSource, choose_coders
 from autointerp.jobs.signals import run_sync
 from autointerp.llm.engines import open_engine, prepare
@@ -211,7 +211,7 @@ async def estimate_score(
     for scorer in scorers:
         judge = engine if scorer.needs.engine else None
         resources = Resources(vocabulary=source.vocabulary, seed=source.selection.seed, engine=judge)
-        for control in (None, *config.controls):
+        for control in (None, *controls_of(scorer, config.controls)):
             method = score_method(source, explainer, scorer, engine, control)
             done = _finished(folder, method)
             left = [key for key in wanted if key not in done]

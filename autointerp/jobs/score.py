@@ -191,7 +191,7 @@ async def score_from(
             source, scorer, score_method(source, explainer, scorer, engine, control, embedder=embedder), explanations, embedder
         )
         for scorer in scorers
-        for control in (None, *config.controls)
+        for control in (None, *controls_of(scorer, config.controls))
     ]
     for work in works:
         folder.register(work.method)
@@ -212,6 +212,11 @@ async def score_from(
         )
     finally:
         leases.close()
+
+
+def controls_of(scorer: Scorer, controls: Sequence[str]) -> list[str]:
+    """Return the controls that mean something for a scorer: without an explanation none can be put in its place."""
+    return [control for control in controls if scorer.needs.explanation or control == "shuffled"]
 
 
 def score_method(
