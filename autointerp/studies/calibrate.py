@@ -19,11 +19,12 @@ from autointerp.config import RUNTIME, Config
 from autointerp.errors import ConfigError, nearest
 from autointerp.examples.selection import SelectionConfig
 from autointerp.jobs.explain import ExplainConfig, aexplain
+from autointerp.jobs.latents import choose_latents
 from autointerp.jobs.methods import build_scorer, missing
 from autointerp.jobs.runner import RunReport
 from autointerp.jobs.score import ScoreConfig, ascore
 from autointerp.jobs.score_controls import by_rule
-from autointerp.jobs.session import LatentSpec, open_prepared
+from autointerp.jobs.session import LatentSpec, StoreSource, open_prepared
 from autointerp.jobs.signals import StopFlag, run_sync
 from autointerp.llm.settings import EngineConfig
 from autointerp.protocols import Engine
@@ -86,6 +87,7 @@ def calibrate(config: CalibrateConfig) -> list[RunReport]:
 async def acalibrate(config: CalibrateConfig, *, stop: StopFlag | None = None) -> list[RunReport]:
     """Run the study in the caller's event loop; finished work is kept whatever happens."""
     plant_store(config.store, num_tokens=config.num_tokens)
+    config = config.model_copy(update={"latents": chosen_latents(config)})
     noisy = [name for name in planted_in(config.store)["coders"] if name != EXACT]
     engine = await open_prepared(config.engine, config.engine_options)
     try:
@@ -114,6 +116,12 @@ async def acalibrate(config: CalibrateConfig, *, stop: StopFlag | None = None) -
                         reports.append(await ascore(scoring, progress=False, stop=stop))
             logger.info("%s: %s explanations are scored", folder, role)
     return reports
+
+
+def chosen_latents(config: CalibrateConfig) -> tuple[int, ...]:
+    """Return the latents to study: the same at every level of noise and in both measurements, so that they can be paired."""
+    statistics = StoreSource(config.store, SelectionConfig()).statistics(EXACT)
+    return tuple(choose_latents(config.latents, statistics, seed=0).tolist())
 
 
 def retest_folder(results: Path) -> Path:

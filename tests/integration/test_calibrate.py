@@ -4,9 +4,9 @@ import pandas as pd
 import pytest
 
 from autointerp.errors import ConfigError
-from autointerp.results.load import load_explanations
+from autointerp.results.load import load_explanations, load_scores
 from autointerp.store import open_store, verify_store
-from autointerp.studies.calibrate import CalibrateConfig, calibrate
+from autointerp.studies.calibrate import CalibrateConfig, calibrate, chosen_latents
 from autointerp.studies.calibration import FILE, write_calibration
 from autointerp.studies.plant import EXACT, LEVELS
 from autointerp.studies.planted import ORIGIN, ROLES, planted_in
@@ -107,6 +107,21 @@ def test_a_judge_that_always_says_yes_ranks_nothing(study):
     [tokens] = measure(frame, "tokens", judge="always-yes")["value"]
     assert tokens > 1000 and (measure(frame, "tokens", judge="rule")["value"] == 0).all()
     assert measure(frame, "auroc", judge="always-yes")["prompt"].str.fullmatch(r"[0-9a-f]{8}").all()
+
+
+def test_a_random_choice_is_the_same_at_every_level_and_in_both_measurements(study):
+    config = study[0].model_copy(update={"latents": "random:5", "scorers": ("detection",)})
+    chosen = chosen_latents(config)
+    assert len(chosen) == 5 and chosen == chosen_latents(config)
+    folder = config.results.with_name("few")
+    calibrate(config.model_copy(update={"results": folder, "with_retest": True}))
+    for path in (folder, folder.with_name("few-retest")):
+        scores = load_scores(path)
+        true = scores[(scores["explainer"] == "true") & scores["control"].isna()]
+        assert set(true["coder"]) == ({level.coder for level in LEVELS} if path == folder else {EXACT})
+        assert all(set(rows["latent"]) == set(chosen) for _, rows in true.groupby("coder"))
+    frame, _ = write_calibration(folder)
+    assert measure(frame, "retest_sd")["num_latents"].min() > 0
 
 
 def test_options_for_an_unknown_scorer_are_refused(study):
