@@ -145,6 +145,10 @@ class Coder:
         """Return float32 [L, E], what each latent writes."""
         return self.decoder_LE
 
+    def encoder_rows(self) -> Tensor:
+        """Return float32 [L, D], what each latent reads."""
+        return self.encoder_LD
+
     def describe(self) -> dict[str, Any]:
         """Return the spec and whether there is a skip connection, as JSON values."""
         return asdict(self.spec) | {"reading": dict(self.spec.reading), "has_skip": self.skip_ED is not None}

@@ -60,7 +60,7 @@ class Fuzzing(Classifier):
         random = generator("highlights", self._variant, seed, latent.coder, latent.latent)
         if self._variant == "active":
             return [*positives, *_moved(latent.positives, masks, random)]
-        lent = _lent(latent.negatives, masks, random)
+        lent = _lent(latent.negatives, masks, random, ratio=self._threshold)
         return [
             *positives,
             *(
@@ -74,14 +74,19 @@ class Fuzzing(Classifier):
         return highlight(vocabulary, item.tokens, item.mask)
 
 
-def _lent(negatives: Examples, masks: np.ndarray, random: np.random.Generator) -> list[np.ndarray]:
-    """Return one positive's mask for each silent window; a window too short for its mask gets the next that fits."""
+def _lent(negatives: Examples, masks: np.ndarray, random: np.random.Generator, *, ratio: float) -> list[np.ndarray]:
+    """Return for each silent window the neighbour's mask or a positive's; one too short for a mask gets the next that fits."""
+    own = above(negatives.activations, negatives.lengths, ratio=ratio)
+    is_own = own.any(axis=1) & (own.sum(axis=1) < negatives.lengths)
     if len(masks) == 0:
-        return [np.zeros(negatives.tokens.shape[1], bool)] * len(negatives)
+        return [mask if own else np.zeros_like(mask) for mask, own in zip(own, is_own, strict=True)]
     ends = masks.shape[1] - np.argmax(masks[:, ::-1], axis=1)
     queue: list[int] = []
     lent = []
-    for length in negatives.lengths:
+    for i, length in enumerate(negatives.lengths):
+        if is_own[i]:
+            lent.append(own[i])
+            continue
         if not any(ends[row] <= length for row in queue):
             queue += random.permutation(len(masks)).tolist()
         fits = next((row for row in queue if ends[row] <= length), None)
