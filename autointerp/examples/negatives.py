@@ -25,6 +25,9 @@ _FREQUENT = 0.05
 PER_NEIGHBOUR = 10
 """Most windows that one neighbour gives."""
 _WALK = 64
+NUM_QUERIES = 10
+"""Strongest windows that embedding negatives are like."""
+_FIRST_SEARCH = 512
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +50,12 @@ class SilentWindows:
     Raises: StoreError when nobody computed them."""
     windows_of: Callable[[int], np.ndarray]
     """Returns the rows of the grid in which another latent of the coder fires, from its strongest."""
+    strongest: Callable[[int], np.ndarray]
+    """Returns the rows of the grid in which the latent fires most strongly, of this pool, each text once."""
+    similar: Callable[[np.ndarray, int], np.ndarray]
+    """Returns for each row of the grid those most like it, nearest first, up to a number.
+
+    Raises: StoreError when the store's windows are not embedded."""
     lenders: dict[int, int] = field(default_factory=dict)
     """Latent whose activations an example keeps, by row of the grid; filled in by the sources that walk other latents."""
 
@@ -87,6 +96,8 @@ class NegativeSource:
     """Yields chunks of rows of the grid, in the order in which they are wanted."""
     kind: NeighbourKind | None = None
     """The table of neighbours that it walks, or None."""
+    needs_embeddings: bool = False
+    """Whether it looks windows up in the store's index of embeddings."""
 
 
 def _random(windows: SilentWindows) -> Iterator[np.ndarray]:
@@ -134,6 +145,38 @@ def _walk(kind: NeighbourKind, windows: SilentWindows) -> Iterator[np.ndarray]:
         yield chosen
 
 
+def _embedding(windows: SilentWindows) -> Iterator[np.ndarray]:
+    """Yield windows like the latent's ten strongest: the nearest of each in turn, then the next of each.
+
+    So n windows are at most ceil(n / 10) of any one query, and more are the same ones and more. The queries are of the pool
+    that the negatives are of, and of no other.
+    """
+    queries = windows.strongest(NUM_QUERIES)
+    searched: dict[int, np.ndarray] = {}
+
+    def near(query: int) -> Iterator[int]:
+        done, count = 0, _FIRST_SEARCH
+        while done < len(windows.grid):
+            if count not in searched:
+                searched[count] = windows.similar(queries, count)
+            row = searched[count][query]
+            yield from windows.admits(row[done:]).tolist()
+            done, count = len(row), 8 * count
+
+    streams = [near(query) for query in range(len(queries))]
+    said: set[int] = set()
+    while streams:
+        chosen = []
+        for stream in list(streams):
+            row = next((row for row in stream if int(windows.grid.text[row]) not in said), None)
+            if row is None:
+                streams.remove(stream)
+            else:
+                said.add(int(windows.grid.text[row]))
+                chosen.append(row)
+        yield np.array(chosen, np.int64)
+
+
 def _neighbours(kind: NeighbourKind) -> NegativeSource:
     label: dict[NeighbourKind, Source] = {
         "cooccurrence": "neighbour_cooccurrence",
@@ -149,6 +192,7 @@ NEGATIVES: dict[str, NegativeSource] = {
     "neighbour_cooccurrence": _neighbours("cooccurrence"),
     "neighbour_decoder": _neighbours("decoder"),
     "neighbour_encoder": _neighbours("encoder"),
+    "embedding": NegativeSource(label="embedding", draw=_embedding, needs_embeddings=True),
 }
 
 

@@ -11,13 +11,14 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 from pydantic import Field, field_validator, model_validator
 
 from autointerp.config import Config
 from autointerp.digest import digest, hash64, seed_of
-from autointerp.errors import ConfigError, InputError, nearest
+from autointerp.errors import ConfigError, InputError, StoreError, nearest
 from autointerp.examples.negatives import NEGATIVES, SilentWindows, check_negatives, probe
 from autointerp.examples.pools import EXPLAIN, MIN_EXPLAIN, MIN_SCORE, SCORE, LatentPools, choose_unit
 from autointerp.examples.sampling import Sampling, choose, rank
@@ -26,6 +27,7 @@ from autointerp.examples.windows import (
     CoderActivations,
     Corpus,
     Neighbours,
+    Similar,
     WindowGrid,
     build_grid,
     centred_windows,
@@ -73,10 +75,17 @@ class SelectionConfig(Config):
     """Negatives to score, of each source."""
     negatives: tuple[str, ...] = ("random",)
     """Sources of negatives, in the order in which they choose."""
+    embedder: str = "all-MiniLM-L6-v2"
+    """Whose embeddings of the store's windows the source ``embedding`` looks up."""
     quantiles: int = Field(default=10, ge=1, le=1000)
     """Strata of equal rank; 0 holds the strongest windows."""
     seed: int = Field(default=0, ge=0)
     """Decides pools and choices."""
+
+    def identity(self) -> dict[str, Any]:
+        """Return the settings; without the embedder where nothing is looked up by it, so that it need not be known then."""
+        values = super().identity()
+        return values if "embedding" in self.negatives else {name: values[name] for name in values if name != "embedder"}
 
     @field_validator("negatives")
     @classmethod
@@ -124,6 +133,7 @@ class Selector:
         self._grid: WindowGrid | None = None
         self._coders: dict[str, tuple[CoderActivations, str]] = {}
         self._neighbours: dict[tuple[str, NeighbourKind], Neighbours] = {}
+        self._embeddings: Similar | None = None
 
     @property
     def grid(self) -> WindowGrid:
@@ -156,6 +166,8 @@ class Selector:
             top_token=partial(self._top_token, fired, explain),
             neighbours=partial(self._nearest, reader, coder, latent),
             windows_of=partial(self._windows_of, reader, coder),
+            strongest=partial(self._strongest, fired, seed),
+            similar=self._similar,
         )
         status = self._status(fired, explain, score, to_score)
         cut = _Cut(self.store.tokens, self.grid, fired, reader)
@@ -248,6 +260,25 @@ class Selector:
     def _windows_of(self, reader: CoderActivations, coder: str, latent: int) -> np.ndarray:
         windows, rows = grid_windows(self.grid, *reader.activations(latent))
         return np.asarray(rows[rank(windows, seed=seed_of("neighbour", self.config.seed, coder, latent))])
+
+    def _strongest(self, fired: _Fired, seed: int, count: int) -> np.ndarray:
+        windows, rows = grid_windows(self.grid, fired.positions, fired.values)
+        order = rank(windows, seed=seed)
+        chosen = order[fired.pools.of_grid(rows[order]) == SCORE]
+        _, first = np.unique(windows.text[chosen], return_index=True)
+        return np.asarray(rows[chosen[np.sort(first)[:count]]])
+
+    def _similar(self, rows: np.ndarray, count: int) -> np.ndarray:
+        config, grid = self.config, self.grid
+        with self._lock:
+            if self._embeddings is None:
+                found = self.store.embeddings(config.embedder, window=config.window, min_window=config.min_window)
+                if len(found) != len(grid):
+                    raise StoreError(
+                        f"the embeddings by {config.embedder} are of {len(found)} windows and the store has {len(grid)}"
+                    )
+                self._embeddings = found
+        return self._embeddings.nearest(rows, count)
 
     def _top_token(self, fired: _Fired, explain: ActivatingWindows) -> int | None:
         """Return the token with the greatest sum of |activation| over the explain pool; of equals the smallest id."""

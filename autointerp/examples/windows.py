@@ -55,6 +55,14 @@ class Neighbours(Protocol):
         """Return (latents int64, similarities float32), nearest first."""
 
 
+class Similar(Protocol):
+    """Finds windows of the grid that are like others."""
+
+    def __len__(self) -> int: ...
+    def nearest(self, rows: np.ndarray, count: int, /) -> np.ndarray:
+        """Return int64 [len(rows), min(count, G)]: rows of the grid, nearest first."""
+
+
 class Corpus(Protocol):
     """What selection reads of a store."""
 
@@ -71,6 +79,7 @@ class Corpus(Protocol):
     @property
     def vocabulary(self) -> Vocabulary: ...
     def coder(self, name: str, /) -> CoderActivations: ...
+    def embeddings(self, embedder: str, /, *, window: int, min_window: int) -> Similar: ...
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -42,7 +42,7 @@ from autointerp.store import open_store
 Control = Literal["shuffled"]
 LatentSpec = str | tuple[int, ...]
 
-SCORE_ONLY = ("num_positives", "num_negatives", "negatives")
+SCORE_ONLY = ("num_positives", "num_negatives", "negatives", "embedder")
 """Settings of a selection that change what is scored and nothing that an explainer sees."""
 
 
@@ -137,11 +137,13 @@ class StoreSource:
 
     def select(self, coder: str, latent: int) -> LatentExamples:
         with self._lock:
-            if coder not in self._ready and any(NEGATIVES[name].kind for name in self.selection.negatives):
+            if coder not in self._ready and any(
+                NEGATIVES[name].kind or NEGATIVES[name].needs_embeddings for name in self.selection.negatives
+            ):
                 # Weights are wanted by cosines only; most runs never import what loads them.
                 from autointerp.jobs.tables import ensure_negatives
 
-                ensure_negatives(self._store, coder, self.selection.negatives)
+                ensure_negatives(self._store, coder, self.selection)
             self._ready.add(coder)
         return self._selector.select(coder, latent)
 

@@ -24,8 +24,8 @@ LOGITS = pa.schema(
         ("suppressed_logits", pa.list_(pa.float32())),
     ]
 )
-"""One row per latent: the tokens of the largest logits from the largest, and of the smallest from the smallest. Logits are those
-of the direction alone after the final norm, less their mean over the vocabulary."""
+"""One row per latent: the tokens of the largest logits from the largest, and of the smallest from the smallest. Logits are
+those of the direction alone after the final norm, less their mean over the vocabulary."""
 
 _CODER_ID = b"autointerp.coder_id"
 
@@ -82,7 +82,9 @@ def read_logits(store: Store, coder: str) -> pa.Table:
     """
     path = store.path / logits_file(coder)
     if not path.exists():
-        raise StoreError(f"{path} does not exist; make it with `autointerp tables {store.path} --coder {coder} --subject MODEL`")
+        raise StoreError(
+            f"{path} does not exist; make it with `autointerp tables {store.path} --coder {coder} --subject MODEL`"
+        )
     if not has_logits(store, coder):
         raise IdentityError(f"{path} was computed for another coder or corpus; remove it and compute it again")
     return read_table(path)

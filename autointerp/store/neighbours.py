@@ -74,8 +74,8 @@ def ranked(
     """Return the `k` most similar of each row but itself.
 
     Row r, which is latent ``first + r``, holds ``starts[r]`` to ``starts[r + 1]`` of the flat arrays. `similarities` are
-    float32, -inf for what is no candidate. Equal ones are ordered by latent, so the result depends on nothing else; and a latent is
-    left out of its own list by its index, since others may be as similar to it.
+    float32, -inf for what is no candidate. Equal ones are ordered by latent, so the result depends on nothing else; and a
+    latent is left out of its own list by its index, since others may be as similar to it.
     """
     sizes = np.diff(starts)
     wanted = k + 1  # the latent itself may be among them

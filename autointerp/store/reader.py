@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from autointerp.errors import InputError, StoreError, nearest
 from autointerp.records import NeighbourKind
+from autointerp.store.embeddings import EmbeddingIndex, index_folder
 from autointerp.store.latents import NUM_HASHES
 from autointerp.store.layout import VOCABULARY, activations_part, coder_folder, latents_file
 from autointerp.store.manifest import CoderRecord, Manifest, read_coder, read_manifest
@@ -140,6 +141,19 @@ class Store:
             if name not in self._coders:
                 self._coders[name] = CoderReader(self, name)
             return self._coders[name]
+
+    def embeddings(self, embedder: str, *, window: int, min_window: int) -> EmbeddingIndex:
+        """Return the index of the store's windows.
+
+        Raises: StoreError when there is none yet, with the command that makes it.
+        """
+        path = self.path / index_folder(embedder, window=window, min_window=min_window)
+        if not (path / "index.json").exists():
+            raise StoreError(
+                f"{self.path} has no embeddings of its windows of {window} tokens (at least {min_window}) by {embedder}; make "
+                f"them with `autointerp tables {self.path} --embedder {embedder} --window {window} --min-window {min_window}`"
+            )
+        return EmbeddingIndex(path, store_id=self.store_id)
 
     def close(self) -> None:
         """Close the files kept open; the store can still be read."""

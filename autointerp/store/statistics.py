@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -49,8 +48,8 @@ STATISTICS = pa.schema(
         ("single_token_id", pa.uint32()),
     ]
 )
-"""``histogram``: counts of values in equal bins from low to high, the last bin closed. ``top_tokens``: the tokens it fires on most
-often; ``shares`` of its activations, ``means`` of the values there, ``rates`` = share of the token's occurrences on which it fires.
+"""``histogram``: counts of values in equal bins from low to high, the last bin closed. ``top_tokens``: the tokens it fires on
+most often; ``shares`` of its activations, ``means`` of the values there, ``rates`` of firing on all the token's occurrences.
 ``num_tokens``: distinct tokens it fires on; ``token_entropy`` in bits, of the token given that it fires.
 ``position_information``: mutual information in bits between firing and offset in the context. ``single_token``: ``strong``,
 ``weak`` or ``no``, null under 50 activations. All null for a latent that never fires, but ``latent``."""

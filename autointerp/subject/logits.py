@@ -104,6 +104,6 @@ def _norm_after(model: nn.Module, hookpoint: str) -> list[nn.Module]:
     block = model.get_submodule(parent)
     if name == "mlp":
         return [norm for child in _MLP_NORMS if isinstance(norm := getattr(block, child, None), nn.Module)]
-    # Most models call the norm before the MLP by this name; where the MLP has its own norms on both sides it is the attention's.
+    # Most models call the norm before the MLP by this name; where the MLP has its own on both sides it is the attention's.
     is_after = name in ("self_attn", "attention") and any(hasattr(block, child) for child in _MLP_NORMS)
     return [block.get_submodule(_ATTENTION_NORM)] if is_after and hasattr(block, _ATTENTION_NORM) else []

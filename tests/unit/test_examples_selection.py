@@ -365,4 +365,5 @@ def test_wrong_names_are_named(store):
 
 
 def test_every_setting_is_part_of_the_identity():
-    assert set(SelectionConfig().identity()) == set(SelectionConfig.model_fields)
+    assert set(SelectionConfig(negatives=("random", "embedding")).identity()) == set(SelectionConfig.model_fields)
+    assert set(SelectionConfig.model_fields) - set(SelectionConfig().identity()) == {"embedder"}

@@ -16,7 +16,15 @@ D, V = 16, 70
 
 def llama():
     return LlamaForCausalLM(
-        LlamaConfig(vocab_size=V, hidden_size=D, intermediate_size=D, num_hidden_layers=2, num_attention_heads=2, head_dim=8, num_key_value_heads=2)
+        LlamaConfig(
+            vocab_size=V,
+            hidden_size=D,
+            intermediate_size=D,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            head_dim=8,
+            num_key_value_heads=2,
+        )
     )
 
 
@@ -26,7 +34,15 @@ def gpt2():
 
 def gemma2():
     return Gemma2ForCausalLM(
-        Gemma2Config(vocab_size=V, hidden_size=D, intermediate_size=D, num_hidden_layers=2, num_attention_heads=2, head_dim=8, num_key_value_heads=2)
+        Gemma2Config(
+            vocab_size=V,
+            hidden_size=D,
+            intermediate_size=D,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            head_dim=8,
+            num_key_value_heads=2,
+        )
     )
 
 
@@ -54,8 +70,16 @@ CASES = {
     "llama attention": (llama, "model.layers.0.self_attn@out", lambda m: [m.model.norm]),
     "gpt2 residual": (gpt2, "transformer.h.1@out", lambda m: [m.transformer.ln_f]),
     "gemma2 residual": (gemma2, "model.layers.1@out", lambda m: [m.model.norm]),
-    "gemma2 transcoder": (gemma2, "model.layers.1.mlp@out", lambda m: [m.model.layers[1].post_feedforward_layernorm, m.model.norm]),
-    "gemma2 attention": (gemma2, "model.layers.0.self_attn@out", lambda m: [m.model.layers[0].post_attention_layernorm, m.model.norm]),
+    "gemma2 transcoder": (
+        gemma2,
+        "model.layers.1.mlp@out",
+        lambda m: [m.model.layers[1].post_feedforward_layernorm, m.model.norm],
+    ),
+    "gemma2 attention": (
+        gemma2,
+        "model.layers.0.self_attn@out",
+        lambda m: [m.model.layers[0].post_attention_layernorm, m.model.norm],
+    ),
     "gemma2 what an mlp reads": (gemma2, "model.layers.1.mlp@in", lambda m: [m.model.norm]),
 }
 
@@ -71,7 +95,11 @@ def test_tokens_are_those_of_the_models_own_modules(case, block, monkeypatch):
     is_token = np.arange(60) % 10 != 3  # shorter than the unembedding, with holes
     blocks = list(token_logits(subject, rows, written_to=hookpoint, is_token=is_token, num_tokens=5))
     assert sum(len(b.promoted) for b in blocks) == 7
-    found = [(b.promoted[i], b.promoted_logits[i], b.suppressed[i], b.suppressed_logits[i]) for b in blocks for i in range(len(b.promoted))]
+    found = [
+        (b.promoted[i], b.promoted_logits[i], b.suppressed[i], b.suppressed_logits[i])
+        for b in blocks
+        for i in range(len(b.promoted))
+    ]
     padded = np.append(is_token, np.zeros(10, bool))
     for row, (up, up_values, down, down_values) in zip(rows, found, strict=True):
         most, least, values = expected(subject.model, row, norms(subject.model), padded, 5)
@@ -81,7 +109,9 @@ def test_tokens_are_those_of_the_models_own_modules(case, block, monkeypatch):
 
 
 def test_a_small_vocabulary_gives_all_it_has():
-    [block] = token_logits(subject_of(llama), torch.randn(2, D), written_to="model.layers.0@out", is_token=np.ones(V, bool), num_tokens=500)
+    [block] = token_logits(
+        subject_of(llama), torch.randn(2, D), written_to="model.layers.0@out", is_token=np.ones(V, bool), num_tokens=500
+    )
     assert block.promoted.shape == (2, V)
     assert (block.promoted[0] == block.suppressed[0][::-1]).all()
 
