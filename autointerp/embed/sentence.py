@@ -81,13 +81,15 @@ class SentenceEmbedder:
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
         """Return float32 [len(texts), dim], each row of length 1."""
+        if not texts:
+            return self.embed([""])[:0]
         vectors = np.asarray(
             self._model.encode(
                 list(texts), batch_size=BATCH, normalize_embeddings=True, convert_to_numpy=True, show_progress_bar=False
             ),
             np.float32,
         )
-        return vectors.reshape(len(texts), -1)
+        return vectors
 
 
 def _weights_digest(folder: Path) -> str:

@@ -42,7 +42,7 @@ def rerun(
     token_filter = TokenFilter.parse(identity.token_filter)
     if token_filter.template:
         raise InputError(
-            f"{store.path} dropped the tokens of a chat template, and the store does not say which they were; it cannot be rerun"
+            f"{store.path} dropped the tokens of a chat template and does not say which they were; it cannot be run again"
         )
     quantization = identity.quantization
     loaded = load_subject(

@@ -150,3 +150,88 @@ def test_without_a_table_the_sentence_says_what_makes_one():
     with pytest.raises(StoreError, match="no neighbours by encoder; make them with"):
         choose(store, negatives=("neighbour_encoder",))
     assert isinstance(choose(store, negatives=("random",)).negatives, Examples)
+
+
+# Embedding-hard negatives ---------------------------------------------------------------------------------------------
+
+
+class Line:
+    """Windows on a line: the nearest to a window are those beside it, the lower one first."""
+
+    def __init__(self, num: int = NUM) -> None:
+        self._num, self.asked = num, []
+
+    def __len__(self) -> int:
+        return self._num
+
+    def nearest(self, rows, count):
+        self.asked.append((rows.tolist(), count))
+        distance = np.abs(np.arange(self._num) - np.asarray(rows)[:, None])
+        return np.argsort(distance, axis=1, kind="stable")[:, :count]
+
+
+def embedded(latents, **kwargs):
+    store = planted({0: []}, latents, **kwargs)
+    line = Line()
+    store.embeddings = lambda embedder, *, window, min_window: line
+    return store, line
+
+
+def test_embedding_negatives_are_the_nearest_silent_windows_of_each_of_ten_queries_in_turn():
+    # Fires in every fourth window, nowhere twice as strongly.
+    latent = {8 * w + 3: 1.0 + (w * 37 % 811) / 811 for w in range(0, NUM, 4)}
+    store, line = embedded([latent])
+    chosen = choose(store, negatives=("embedding",), num_negatives=40)
+    pool = pool_of(store)
+    fires = {p // 8 for p in latent}
+    # By hand: the ten strongest of the score pool, then rounds of one window each.
+    queries = sorted((w for w in fires if pool[w] == 1), key=lambda w: -latent[8 * w + 3])[:10]
+    assert line.asked[0][0] == queries
+    taken: list[int] = []
+    while len(taken) < 40:
+        for query in queries:
+            near = sorted(range(NUM), key=lambda w: (abs(w - query), w))
+            taken.append(next(w for w in near if w not in taken and w not in fires and pool[w] == 1))
+    assert (chosen.negatives.positions // 8).tolist() == taken
+    assert set(chosen.negatives.sources) == {"embedding"}
+    assert not chosen.negatives.activations.any()
+    # No query gives more than ceil(40 / 10); more negatives are the same ones and more.
+    more = choose(store, negatives=("embedding",), num_negatives=77).negatives.positions.tolist()
+    assert more[:40] == chosen.negatives.positions.tolist() and len(more) == 77
+
+
+def test_the_queries_are_never_of_the_explain_pool():
+    latent = {8 * w + 3: 1.0 + w for w in range(0, NUM, 2)}
+    store, line = embedded([latent])
+    choose(store, negatives=("embedding",))
+    pool = pool_of(store)
+    assert len(line.asked[0][0]) == 10
+    assert all(pool[w] == 1 for w in line.asked[0][0])
+
+
+def test_search_goes_on_until_there_is_nothing_left(monkeypatch):
+    from autointerp.examples import negatives
+
+    monkeypatch.setattr(negatives, "_FIRST_SEARCH", 4)
+    latent = {8 * w + 3: 1.0 + w / 900 for w in range(0, 400)}
+    store, line = embedded([latent])
+    chosen = choose(store, negatives=("embedding",), num_negatives=10**6)
+    pool = pool_of(store)
+    assert sorted(chosen.negatives.positions // 8) == [w for w in range(400, NUM) if pool[w] == 1]
+    assert [count for _, count in line.asked] == [4, 32, 256, 2048]
+
+
+def test_texts_that_say_the_same_are_drawn_once():
+    texts = {401 + 2 * i: 400 + 2 * i for i in range(100)}
+    latent = {8 * w + 3: 1.0 + w / 900 for w in range(0, 400, 3)}
+    store, _ = embedded([latent], texts=texts)
+    chosen = choose(store, negatives=("embedding",), num_negatives=300)
+    seen = [tuple(row) for row in chosen.negatives.tokens]
+    assert len(set(seen)) == len(seen)
+
+
+def test_an_index_of_another_grid_is_refused():
+    store, _ = embedded([TARGET])
+    store.embeddings = lambda embedder, *, window, min_window: Line(5)
+    with pytest.raises(StoreError, match="are of 5 windows and the store has 800"):
+        choose(store, negatives=("embedding",))
