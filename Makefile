@@ -60,8 +60,8 @@ test-vllm: $(VENV_VLLM)/.dev  ## real vLLM, over HTTP and in process (about 3 mi
 	VLLM_CPU_KVCACHE_SPACE=1 $(VENV_VLLM)/bin/python -m pytest tests/integration -m vllm $(PYTEST_FLAGS)
 
 test-transformers4: $(VENV_TF4)/.dev  ## subject, hooks and cache with the last transformers 4
-	$(VENV_TF4)/bin/python -m pytest tests/unit tests/integration/test_cache.py -n $(TEST_WORKERS) \
-		-k "subject or cache or coders" $(PYTEST_FLAGS)
+	$(VENV_TF4)/bin/python -m pytest tests/unit tests/integration/test_cache.py tests/integration/test_cache_device_map.py \
+		tests/integration/test_mamba.py -n $(TEST_WORKERS) -k "subject or cache or coders or mamba" $(PYTEST_FLAGS)
 
 lint: $(VENV)/.dev  ## ruff and mypy
 	$(VENV)/bin/ruff check .

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, MambaConfig, MambaForCausalLM, PreTrainedTokenizerFast
 
 TEXTS = [
     "def add(a, b):\n    return a + b\n\n\nclass Point:\n    def __init__(self, x, y):\n        self.x = x\n",
@@ -74,6 +74,20 @@ def tiny_subject(folder: Path, *, d: int = 32, layers: int = 3, bos: bool = True
     return folder
 
 
+def tiny_mamba(folder: Path, *, d: int = 32, layers: int = 3, seed: int = 0) -> Path:
+    """Save a random Mamba and its tokenizer as transformers does; return `folder`."""
+    tokenizer = tiny_tokenizer()
+    torch.manual_seed(seed)
+    config = MambaConfig(vocab_size=len(tokenizer), hidden_size=d, num_hidden_layers=layers, state_size=4, pad_token_id=1)
+    model = MambaForCausalLM(config)
+    for name, parameter in model.named_parameters():
+        if name.endswith(("weight", "D")):  # what it remembers and for how long stays as it starts
+            torch.nn.init.normal_(parameter, std=0.3)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
 def tiny_sparsify(
     folder: Path, d: int = 32, width: int = 64, k: int = 4, *, hookpoint: str = "layers.1", seed: int = 0, skip: bool = False,
     transcode: bool = False, **config: object,
@@ -86,11 +100,13 @@ def tiny_sparsify(
 
     out = folder / hookpoint
     out.mkdir(parents=True, exist_ok=True)
+    directions = torch.nn.functional.normalize(normal(width, d), dim=1)
+    # A small step along the directions that fit best: it reconstructs a little, as `cache` wants of an SAE.
     tensors = {
-        "encoder.weight": normal(width, d),
-        "encoder.bias": 0.1 * normal(width),
-        "W_dec": normal(width, d),
-        "b_dec": 0.1 * normal(d),
+        "encoder.weight": directions,
+        "encoder.bias": 0.01 * normal(width),
+        "W_dec": 0.2 * directions,
+        "b_dec": 0.01 * normal(d),
     }
     if skip:
         tensors["W_skip"] = normal(d, d)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import sys
 from importlib import import_module
+from keyword import iskeyword
 
 import click
 
@@ -19,6 +20,8 @@ from autointerp.errors import AutointerpError, nearest
 COMMANDS: dict[str, str] = {
     "demo": "Run the whole pipeline on the bundled model; no LLM, no network.",
     "cache": "Run a subject model over a corpus and record where each latent fires.",
+    "import": "Turn what other tools recorded into a store.",
+    "coder": "Look at a sparse coder; check that it is read right.",
     "explain": "Write explanations of latents.",
     "score": "Grade explanations.",
     "run": "Run the stages that a TOML file describes.",
@@ -41,7 +44,8 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = import_module(f"autointerp.cli.{cmd_name}").command
+        module = f"{cmd_name}_" if iskeyword(cmd_name) else cmd_name
+        command: click.Command = import_module(f"autointerp.cli.{module}").command
         return command
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:

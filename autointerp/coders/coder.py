@@ -47,6 +47,8 @@ class CoderSpec:
     target: str | None = None
     """Hookpoint that a transcoder predicts; None for an SAE."""
     is_transcoder: bool = False
+    reconstructs: bool = True
+    """Whether it was made to reconstruct or predict; neurons, given directions and random ones were not."""
     reading: Mapping[str, Any] = field(default_factory=dict)
     """Rules that change the activations (``subtract_b_dec``, ``signed``, ``inputs``), as JSON values: part of the identity."""
     model: str | None = None
@@ -57,6 +59,8 @@ class CoderSpec:
     """Fields that no file states -> what they were taken from, such as ``{"k": "the repository's name"}``."""
     notes: tuple[str, ...] = ()
     """What a user should know about the release, one sentence each."""
+    labels: tuple[str, ...] = ()
+    """A name for each latent, where the source gives names; else empty."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,20 +68,21 @@ class Coder:
     """A sparse coder on one hookpoint."""
 
     spec: CoderSpec
-    encoder_LD: Tensor
+    encoder_LD: Tensor | None
+    """None is the identity: latent l is coordinate l of what comes in, and nothing is multiplied."""
     encoder_bias_L: Tensor
     decoder_LE: Tensor
     decoder_bias_E: Tensor
     activation: Activation
     skip_ED: Tensor | None = None
-    """Added to the output as ``x @ skip.T``, with x as it came in."""
+    """Added to the output as ``x @ skip.T``, with x as the hook gives it (:meth:`hooked`), before the coder's own rules."""
     subtract_decoder_bias: bool = False
     inputs: tuple[InputRule, ...] = ()
     """Applied in this order, before the bias is subtracted; `spec.reading` names them."""
 
     @property
     def device(self) -> torch.device:
-        return self.encoder_LD.device
+        return self.decoder_LE.device
 
     def to(self, device: str | torch.device) -> Coder:
         """Return the coder with its tensors on `device`; itself when they are there."""
@@ -86,7 +91,7 @@ class Coder:
             return self
         return replace(
             self,
-            encoder_LD=self.encoder_LD.to(target),
+            encoder_LD=None if self.encoder_LD is None else self.encoder_LD.to(target),
             encoder_bias_L=self.encoder_bias_L.to(target),
             decoder_LE=self.decoder_LE.to(target),
             decoder_bias_E=self.decoder_bias_E.to(target),
@@ -101,6 +106,16 @@ class Coder:
         inputs = (*rules, *self.inputs)
         reading = {**self.spec.reading, "inputs": [rule.name for rule in inputs]}
         return replace(self, inputs=inputs, spec=replace(self.spec, reading=reading))
+
+    def hooked(self, x_ND: Tensor, /) -> Tensor:
+        """Return float32 [N, D] after the leading rules that are never undone: the tensor that the hook stands for."""
+        ready = x_ND.to(self.device, torch.float32)
+        for rule in self.inputs:
+            changed, undo = rule.apply(ready)
+            if undo is not None:
+                break
+            ready = changed
+        return ready
 
     @torch.no_grad()
     def encode(self, x_ND: Tensor, /) -> Acts:
@@ -134,8 +149,7 @@ class Coder:
             ready_ND = self._ready(x_ND[first_row : first_row + rows])
             for first in range(0, width, latents):
                 stop = min(first + latents, width)
-                pre_NL = F.linear(ready_ND, self.encoder_LD[first:stop], self.encoder_bias_L[first:stop])
-                acts = self.activation.apply(pre_NL, first)
+                acts = self.activation.apply(self._pre_activations(ready_ND, first, stop), first)
                 yield Acts(rows=acts.rows + first_row, latents=acts.latents, values=acts.values) if first_row else acts
 
     def encode_dense(self, x_ND: Tensor, /) -> Tensor:
@@ -156,7 +170,7 @@ class Coder:
         for undo in reversed(self._apply_inputs(x_ND)[1]):
             out_NE = out_NE * undo.scale_N1 + undo.shift_N1
         if self.skip_ED is not None:
-            out_NE += x_ND.to(self.device, torch.float32) @ self.skip_ED.T
+            out_NE += self.hooked(x_ND) @ self.skip_ED.T
         return out_NE
 
     def decoder_rows(self) -> Tensor:
@@ -170,6 +184,13 @@ class Coder:
     def describe(self) -> dict[str, Any]:
         """Return the spec and whether there is a skip connection, as JSON values."""
         return asdict(self.spec) | {"reading": dict(self.spec.reading), "has_skip": self.skip_ED is not None}
+
+    def _pre_activations(self, ready_ND: Tensor, first: int, stop: int) -> Tensor:
+        """Return new float32 [N, stop - first]."""
+        bias = self.encoder_bias_L[first:stop]
+        if self.encoder_LD is None:
+            return ready_ND[:, first:stop] + bias
+        return F.linear(ready_ND, self.encoder_LD[first:stop], bias)
 
     def _ready(self, x_ND: Tensor) -> Tensor:
         ready, _ = self._apply_inputs(x_ND)

@@ -79,6 +79,21 @@ class Standardise:
 
 
 @dataclass(frozen=True)
+class Matched:
+    """x moved and scaled to another mean and spread, all coordinates by one factor; not undone."""
+
+    mean_D: Tensor
+    """What `x` has."""
+    wanted_mean_D: Tensor
+    scale: float
+    """Wanted spread over the one `x` has."""
+    name: ClassVar[str] = "matched"
+
+    def apply(self, x_ND: Tensor, /) -> tuple[Tensor, None]:
+        return (x_ND - self.mean_D.to(x_ND.device)) * self.scale + self.wanted_mean_D.to(x_ND.device), None
+
+
+@dataclass(frozen=True)
 class UnitNorm:
     """x scaled to a norm of sqrt(D); the output is scaled back. A zero vector stays zero."""
 

@@ -1,4 +1,4 @@
-"""Finding a coder: a folder or file, a repository with many coders, a hub id, or a function of the user's.
+"""Finding a coder: a folder or file, a repository with many coders, a hub id, given directions, or a function of the user's.
 
 A format is one module with
 
@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Protocol, cast
 from urllib.parse import parse_qsl
 
+from autointerp.coders import directions
 from autointerp.coders.coder import Coder
 from autointerp.errors import InputError, nearest
 
@@ -30,6 +31,9 @@ FORMATS: dict[str, str] = {
     "sparsify": "autointerp.coders.sparsify",
     "gemma_scope": "autointerp.coders.gemma_scope",
 }
+
+MADE_FROM_SUBJECT = ("neurons",)
+"""Sources ``KIND:MODULE`` that are no files: whoever has the subject makes them, see `subject.neurons`."""
 
 _HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?(?::(?P<folder>[\w./@-]+))?")
 _DOTTED = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
@@ -53,14 +57,20 @@ def load_coder(source: str | Path, *, hookpoint: str | None = None, device: str 
     """Return the coder at `source`.
 
     `source` is a folder or file with one coder, a folder with several (`hookpoint` then says which, by its published name),
-    ``OWNER/REPO[@REVISION][:FOLDER]`` on the hub, or ``module:function`` that returns a `Coder` when called without arguments.
+    ``OWNER/REPO[@REVISION][:FOLDER]`` on the hub, ``directions:FILE`` (see `coders.directions`), or ``module:function`` that
+    returns a `Coder` when called without arguments.
     ``?NAME=VALUE&...`` after it chooses among a format's readings; ``?format=NAME`` names the format where two would do.
 
     Raises: InputError when there is no coder, or more than one, or no such reading; StoreError when its files are damaged.
     """
     text = str(source)
-    place, options = _options(text)
+    place, options = split_options(text)
     path = Path(place).expanduser()
+    kind, _, rest = place.partition(":")
+    if kind == directions.KIND and rest:
+        return directions.load(Path(rest).expanduser(), options, source=text).to(device)
+    if kind in MADE_FROM_SUBJECT and rest:
+        raise InputError(f"coder {text} is made from a subject's weights and no subject is loaded here; name it in `cache`")
     if path.exists():
         return _load(path, hookpoint, options).to(device)
     if _DOTTED.fullmatch(place):
@@ -107,7 +117,11 @@ def format_of(path: Path, wanted: str | None = None) -> Format | None:
     return next(iter(found.values()), None)
 
 
-def _options(text: str) -> tuple[str, dict[str, str]]:
+def split_options(text: str) -> tuple[str, dict[str, str]]:
+    """Return the source and its options.
+
+    Raises: InputError when what follows the question mark is not ``NAME=VALUE&NAME=VALUE``.
+    """
     place, _, query = text.partition("?")
     try:
         return place, dict(parse_qsl(query, strict_parsing=True)) if query else {}

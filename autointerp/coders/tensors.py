@@ -70,14 +70,14 @@ def read_pickle(path: Path) -> Any:
         ) from error
 
 
-def read_npz(path: Path) -> dict[str, Tensor]:
-    """Return the arrays of an npz file as tensors; pickled members are refused.
+def read_npz(path: Path, *, without: Sequence[str] = ()) -> dict[str, Tensor]:
+    """Return the arrays of an npz file as tensors, but for those named; pickled members are refused.
 
     Raises: StoreError when it is missing, damaged or holds something that is not a plain array.
     """
     try:
         with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
-            return {name: torch.from_numpy(np.ascontiguousarray(file[name])) for name in file.files}
+            return {name: torch.from_numpy(np.ascontiguousarray(file[name])) for name in file.files if name not in without}
     except FileNotFoundError:
         raise StoreError(f"{path} does not exist") from None
     except (ValueError, OSError, EOFError, TypeError, zipfile.BadZipFile) as error:
