@@ -178,7 +178,14 @@ class Coder:
         return self.decoder_LE
 
     def encoder_rows(self) -> Tensor:
-        """Return float32 [L, D], what each latent reads."""
+        """Return float32 [L, D], what each latent reads.
+
+        Raises: InputError when each latent is one coordinate of what comes in: those directions have nothing in common.
+        """
+        if self.encoder_LD is None:
+            raise InputError(
+                f"coder {self.spec.source} reads one coordinate per latent, so no two of its encoder rows are alike"
+            )
         return self.encoder_LD
 
     def describe(self) -> dict[str, Any]:

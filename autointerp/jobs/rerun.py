@@ -6,18 +6,22 @@ Two runs of one model differ in the last bits, more so on another device or in h
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 
-from autointerp.digest import hash64, seed_of
+from autointerp.digest import canonical_json, hash64, seed_of
 from autointerp.errors import IdentityError, InputError
-from autointerp.jobs.tables import coder_weights
+from autointerp.jobs.cache import CoderConfig, reading_of
+from autointerp.jobs.tables import check_subject
 from autointerp.store import Store, open_store
 from autointerp.subject.corpus import Context
-from autointerp.subject.model import load_subject
+from autointerp.subject.model import Subject, load_subject
 from autointerp.subject.recorder import Reading, Recorder, TokenFilter
+
+logger = logging.getLogger("autointerp.jobs")
 
 TOLERANCE = {"float32": 2e-3, "float16": 2e-2, "bfloat16": 5e-2}
 """Largest relative difference, by the subject's dtype; values are stored with three digits."""
@@ -52,21 +56,13 @@ def rerun(
         dtype=str(provenance.get("dtype", "auto")),
         quantization=quantization,  # type: ignore[arg-type]  # written from the same literal
     )
-    if loaded.weights_digest != identity.subject_digest:
-        raise IdentityError(
-            f"subject {subject} has the weights {loaded.weights_digest} and {store.path} was recorded with "
-            f"{identity.subject_digest}; name the subject it was recorded with"
-        )
+    check_subject(store, loaded)
     readings = {}
     for name in store.coder_names:
-        record = store.coder(name).record
-        coder = coder_weights(store, name, (weights or {}).get(name))
-        if dict(coder.spec.reading) != record.reading:
-            raise IdentityError(
-                f"coder {name!r} is read with {dict(coder.spec.reading)} and {store.path} was recorded with {record.reading}; "
-                f"name its files and its reading as --coder {name}=SOURCE"
-            )
-        readings[name] = Reading(coder, record.hookpoints[0])
+        if store.coder(name).record.control_of is None:
+            readings[name] = _reading(store, name, (weights or {}).get(name), loaded)
+        else:
+            logger.info("coder %s is a control, whose weights are kept nowhere: it is not run again", name)
     recorder = Recorder(
         loaded,
         readings,
@@ -75,16 +71,42 @@ def rerun(
         batch_tokens=int(provenance.get("batch_tokens", 2048)),
     )
     chosen = np.sort(np.argsort(hash64(seed_of("rerun", seed), np.arange(store.num_contexts)))[:num_contexts])
-    again = _run(store, recorder, chosen)
+    again = _run(store, recorder, chosen, readings)
     tolerance = TOLERANCE[loaded.dtype]
     problems = []
-    for name in store.coder_names:
+    for name in readings:
         problem = _compare(store, name, chosen, again[name], tolerance=tolerance)
         problems += [problem] if problem else []
     return problems
 
 
-def _run(store: Store, recorder: Recorder, chosen: np.ndarray) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
+def _reading(store: Store, name: str, source: str | None, subject: Subject) -> Reading:
+    """Return a coder as it was read when the store was made.
+
+    Raises: IdentityError when its weights or its rules are others.
+    """
+    record = store.coder(name).record
+    for hookpoint in (record.hookpoints[0], None):
+        # The name that the files publish may come with rules that the full name of the same place does not.
+        try:
+            reading = reading_of(CoderConfig(name=name, source=source or record.source, hookpoint=hookpoint), subject)
+        except InputError:
+            if hookpoint is None:
+                raise
+            continue
+        spec = reading.coder.spec
+        found = (spec.digest, dict(spec.reading), reading.hookpoint)
+        if canonical_json(found) == canonical_json((record.digest, record.reading, record.hookpoints[0])):
+            return reading
+    raise IdentityError(
+        f"coder {name!r} is not read as {store.path} recorded it: digest, rules and hookpoint are {found} and were "
+        f"{(record.digest, record.reading, record.hookpoints[0])}; name its files as --coder {name}=SOURCE"
+    )
+
+
+def _run(
+    store: Store, recorder: Recorder, chosen: np.ndarray, names: Iterable[str]
+) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Return (latents, positions, values) of each coder on the chosen contexts."""
     ctx_len = store.ctx_len
     contexts = [
@@ -96,7 +118,7 @@ def _run(store: Store, recorder: Recorder, chosen: np.ndarray) -> dict[str, tupl
         )
         for first in chosen.tolist()
     ]
-    found: dict[str, list[tuple[np.ndarray, np.ndarray, np.ndarray]]] = {name: [] for name in store.coder_names}
+    found: dict[str, list[tuple[np.ndarray, np.ndarray, np.ndarray]]] = {name: [] for name in names}
     for _, batch in recorder.batches(contexts):
         for acts in batch:
             positions = chosen[acts.positions // ctx_len] * ctx_len + acts.positions % ctx_len

@@ -82,22 +82,28 @@ def build_tables(config: TablesConfig, *, progress: Show = None) -> Iterator[str
     coders = [name for name in store.coder_names if not weights or name in weights]
     anything = config.neighbours or config.statistics or config.subject or config.embedder
     kinds: tuple[NeighbourKind, ...] = config.neighbours if anything else ("cooccurrence",)
-    for coder in coders:
-        for kind in kinds:
-            made = build_neighbours(store, coder, kind, k=config.k, weights=weights.get(coder), progress=progress)
-            yield _line(made, f"neighbours by {kind} of {coder}")
-        if config.statistics or not anything:
-            yield _line(build_statistics(store, coder, progress=progress), f"statistics of {coder}")
+    subject: Subject | None = None
     if config.subject is not None:
         from autointerp.subject.model import load_subject
 
-        missing = [coder for coder in coders if not has_logits(store, coder)]
-        yield from (_line(False, f"logits of {coder}") for coder in coders if coder not in missing)
-        subject = load_subject(config.subject, revision=config.revision, device=config.device) if missing else None
-        for coder in missing:
+        subject = load_subject(config.subject, revision=config.revision, device=config.device)
+        check_subject(store, subject)
+    # The weights of controls are kept nowhere: what needs them is for the others, unless one is named.
+    weighty = [coder for coder in coders if coder in weights or store.coder(coder).record.control_of is None]
+    for coder in coders:
+        for kind in kinds:
+            if kind == "cooccurrence" or coder in weighty:
+                made = build_neighbours(
+                    store, coder, kind, k=config.k, weights=weights.get(coder), subject=subject, progress=progress
+                )
+                yield _line(made, f"neighbours by {kind} of {coder}")
+        if config.statistics or not anything:
+            yield _line(build_statistics(store, coder, progress=progress), f"statistics of {coder}")
+    for coder in weighty if subject is not None else ():
+        if made := not has_logits(store, coder):
             assert subject is not None
             build_logits(store, coder, subject, weights=weights.get(coder), progress=progress)
-            yield _line(True, f"logits of {coder}")
+        yield _line(made, f"logits of {coder}")
     if config.embedder is not None:
         made = build_embeddings(
             store,
@@ -126,11 +132,12 @@ def build_neighbours(
     *,
     k: int = DEFAULT_K,
     weights: str | None = None,
+    subject: Subject | None = None,
     progress: Show = None,
 ) -> bool:
     """Compute a table of neighbours unless one with at least `k` is there; return whether it was computed.
 
-    `weights` says where the coder's files are, by default where they were when the store was made.
+    `weights` says where the coder's files are, by default where they were when the store was made; neurons need the `subject`.
 
     Raises: InputError when they are not there; IdentityError when they are not the coder's.
     """
@@ -145,7 +152,7 @@ def build_neighbours(
             f"neighbours of {coder}", reader.width, progress, lambda step: build_cooccurrence(store, coder, k=k, advance=step)
         )
         return True
-    loaded = coder_weights(store, coder, weights)
+    loaded = coder_weights(store, coder, weights, subject=subject)
     rows = (loaded.decoder_rows() if kind == "decoder" else loaded.encoder_rows()).numpy()
     _shown(
         f"neighbours of {coder}", reader.width, progress, lambda step: build_cosine(store, coder, kind, rows, k=k, advance=step)
@@ -169,13 +176,9 @@ def build_logits(store: Store, coder: str, subject: Subject, *, weights: str | N
     """
     from autointerp.subject.logits import token_logits
 
-    if subject.weights_digest != store.manifest.identity.subject_digest:
-        raise IdentityError(
-            f"subject {subject.name} has the weights {subject.weights_digest} and {store.path} was recorded with "
-            f"{store.manifest.identity.subject_digest}; name the subject it was recorded with"
-        )
+    check_subject(store, subject)
     record = store.coder(coder).record
-    loaded = coder_weights(store, coder, weights)
+    loaded = coder_weights(store, coder, weights, subject=subject)
     written_to = record.target or record.hookpoints[0]
     is_token = np.array([bool(store.vocabulary.text(np.array([token]))) for token in range(len(store.vocabulary))])
 
@@ -188,6 +191,18 @@ def build_logits(store: Store, coder: str, subject: Subject, *, weights: str | N
         write_logits(store, coder, counted())
 
     _shown(f"logits of {coder}", loaded.spec.width, progress, compute)
+
+
+def check_subject(store: Store, subject: Subject) -> None:
+    """Check that a subject is the one a store was made with.
+
+    Raises: IdentityError when its weights are others.
+    """
+    if subject.weights_digest != store.manifest.identity.subject_digest:
+        raise IdentityError(
+            f"subject {subject.name} has the weights {subject.weights_digest} and {store.path} was recorded with "
+            f"{store.manifest.identity.subject_digest}; name the subject it was recorded with"
+        )
 
 
 def build_embeddings(
@@ -252,22 +267,34 @@ def _shown(
         show.close()
 
 
-def coder_weights(store: Store, coder: str, weights: str | None = None) -> Coder:
+def coder_weights(store: Store, coder: str, weights: str | None = None, *, subject: Subject | None = None) -> Coder:
     """Return a coder of the store with its weights, from `weights` or where they were when the store was made.
 
-    Raises: InputError when they are not there; IdentityError when they are not the coder's.
+    Raises: InputError when they are not there, or are the subject's and there is none; IdentityError when they are not the
+    coder's.
     """
     from autointerp.coders.load import load_coder
+    from autointerp.subject.neurons import KIND, neurons
 
     record = store.coder(coder).record
     source = weights or record.source
-    try:
-        loaded = load_coder(source, hookpoint=record.hookpoints[0] if record.hookpoints else None)
-    except InputError as error:
-        raise InputError(
-            f"the weights of coder {coder!r} are needed: {error}; "
-            f"say where they are with `autointerp tables {store.path} --coder {coder}=SOURCE`"
-        ) from error
+    if record.control_of is not None:
+        raise InputError(f"coder {coder!r} is a control, whose weights are kept nowhere; name the other coders with --coder")
+    if source.startswith(f"{KIND}:"):
+        if subject is None:
+            raise InputError(
+                f"coder {coder!r} has the weights of the subject's own neurons; "
+                f"run `autointerp tables {store.path} --coder {coder} --neighbours decoder --subject MODEL` first"
+            )
+        loaded = neurons(subject, source)
+    else:
+        try:
+            loaded = load_coder(source, hookpoint=record.hookpoints[0] if record.hookpoints else None)
+        except InputError as error:
+            raise InputError(
+                f"the weights of coder {coder!r} are needed: {error}; "
+                f"say where they are with `autointerp tables {store.path} --coder {coder}=SOURCE`"
+            ) from error
     if loaded.spec.digest != record.digest:
         raise IdentityError(
             f"the coder at {source} has the digest {loaded.spec.digest} and coder {coder!r} of {store.path} was recorded with "
