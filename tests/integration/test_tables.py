@@ -50,6 +50,7 @@ def original(tiny_subject, tiny_sae, tiny_transcoder, tmp_path_factory):
         "out": folder / "store",
         "device": "cpu",
         "progress": False,
+        "force": True,  # random coders fit nothing
     }
     return cache(settings)
 
@@ -120,6 +121,36 @@ def test_inputs_of_another_store_are_refused(path, tmp_path, tiny_sae):
     with pytest.raises(InputError, match="has no coder 'sea'"):
         list(build_tables(TablesConfig(store=path, coders=("sea",))))
     assert verify_store(path) == []
+
+
+def test_neurons_need_the_subject_and_controls_are_left_out(original, tiny_subject, tmp_path):
+    settings = {
+        "subject": str(tiny_subject),
+        "corpus": {"source": str(original.parent / "corpus.jsonl"), "ctx_len": 32, "num_tokens": 640},
+        "coders": [{"name": "mlp", "source": "neurons:model.layers.1?k=4"}],
+        "controls": ["random-coder"],
+        "out": tmp_path / "store",
+        "device": "cpu",
+        "progress": False,
+        "force": True,
+    }
+    path = cache(settings)
+    assert open_store(path).coder_names == ["mlp", "mlp-random"]
+    with pytest.raises(InputError, match="has the weights of the subject's own neurons"):
+        list(build_tables(TablesConfig(store=path, neighbours=("decoder",)), progress=False))
+    with pytest.raises(InputError, match="'mlp-random' is a control, whose weights are kept nowhere"):
+        list(build_tables(TablesConfig(store=path, coders=("mlp-random",), neighbours=("decoder",)), progress=False))
+    wanted = TablesConfig(store=path, neighbours=("cooccurrence", "decoder"), subject=str(tiny_subject), device="cpu")
+    made = [line.partition(":")[0] for line in build_tables(wanted, progress=False)]
+    assert made == [
+        "neighbours by cooccurrence of mlp",
+        "neighbours by decoder of mlp",
+        "neighbours by cooccurrence of mlp-random",
+        "logits of mlp",
+    ]
+    with pytest.raises(InputError, match="reads one coordinate per latent"):
+        list(build_tables(wanted.model_copy(update={"neighbours": ("encoder",)}), progress=False))
+    assert rerun(path, str(tiny_subject), num_contexts=3, device="cpu") == []
 
 
 # Negatives of every source ----------------------------------------------------------------------------------------------
