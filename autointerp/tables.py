@@ -71,6 +71,7 @@ VERDICTS = pa.schema(
         ("prompt_idx", pa.int32()),
         ("truths", pa.list_(pa.float32())),
         ("answers", pa.list_(pa.float32())),
+        ("value", pa.float64()),
     ]
 )
 

@@ -66,12 +66,12 @@ def command(
       directions:FILE[?threshold=T]@@HOOKPOINT   probes or steering vectors [number, width] in .safetensors or .npz;
                                             each sign is a latent, active where it exceeds T (default 0)
       module:function                       returns an autointerp.coders.coder.Coder
-    
+    \b
     Controls become coders of the same store, named after the coder they are of:
       random-coder     NAME-random  random unit directions, as wide and with as many active latents as the coder
       reinit-subject   NAME-reinit  the same coder on the subject with every weight drawn anew (a second model in memory)
       reinit-matched   NAME-reinit-matched  the same, with the vectors brought to the trained subject's mean and spread
-    
+    \b
     A coder's hookpoint (MODULE.PATH@in or @out) is read from its files where they say it; @@HOOKPOINT states it.
     The same command resumes after a kill; with one more --coder it adds that coder to a finished store.
     """

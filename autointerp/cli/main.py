@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import sys
 from importlib import import_module
+from inspect import cleandoc
 from keyword import iskeyword
 
 import click
@@ -35,6 +36,16 @@ COMMANDS: dict[str, str] = {
 """Name and short help of each command, so that ``--help`` imports none of them."""
 
 
+def _with_line_breaks(command: click.Command) -> click.Command:
+    """Turn the line "backslash b" of raw docstrings into what makes click leave a paragraph's lines as they are."""
+    if command.help:
+        command.help = cleandoc(command.help).replace("\n\\b\n", "\n\n\b\n").replace("\\\\", "\\")
+    if isinstance(command, click.Group):
+        for child in command.commands.values():
+            _with_line_breaks(child)
+    return command
+
+
 class LazyGroup(click.Group):
     """A group that knows its commands' names and imports one only to run it."""
 
@@ -46,7 +57,7 @@ class LazyGroup(click.Group):
             return None
         module = f"{cmd_name}_" if iskeyword(cmd_name) else cmd_name
         command: click.Command = import_module(f"autointerp.cli.{module}").command
-        return command
+        return _with_line_breaks(command)
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
         if args and args[0] not in COMMANDS and not args[0].startswith("-"):
@@ -81,6 +92,9 @@ def cli(verbose: int, quiet: bool) -> None:
     logger.handlers[:] = [handler]
     logger.setLevel(level)
     logger.propagate = False
+
+
+_with_line_breaks(cli)
 
 
 def main(args: list[str] | None = None) -> None:

@@ -1,6 +1,7 @@
 """The sparse coder: what it reads, how it encodes, how it decodes. Always float32, whatever comes in.
 
-Owns the equation that all formats share: x -> input rule -> minus b_dec or not -> linear -> activation, and back.
+Owns the equation that all formats share: x -> input rule -> minus b_dec or not -> linear -> activation, and back. Only matching
+pursuit has no linear step: it is given the vectors.
 Formats (one module each) decide the tensors and the rules; nothing here opens a file.
 """
 
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from autointerp.coders.activations import Activation, Acts
+from autointerp.coders.activations import Activation, Acts, MatchingPursuit
 from autointerp.coders.inputs import InputRule, Undo
 from autointerp.errors import InputError
 
@@ -73,12 +74,14 @@ class Coder:
     encoder_bias_L: Tensor
     decoder_LE: Tensor
     decoder_bias_E: Tensor
-    activation: Activation
+    activation: Activation | MatchingPursuit
     skip_ED: Tensor | None = None
     """Added to the output as ``x @ skip.T``, with x as the hook gives it (:meth:`hooked`), before the coder's own rules."""
     subtract_decoder_bias: bool = False
     inputs: tuple[InputRule, ...] = ()
     """Applied in this order, before the bias is subtracted; `spec.reading` names them."""
+    decoded_shift_L: Tensor | None = None
+    """Added to each activation when it is decoded, never to what :meth:`encode` gives: a bias behind the encoder."""
 
     @property
     def device(self) -> torch.device:
@@ -97,6 +100,7 @@ class Coder:
             decoder_bias_E=self.decoder_bias_E.to(target),
             activation=self.activation.to(target),
             skip_ED=None if self.skip_ED is None else self.skip_ED.to(target),
+            decoded_shift_L=None if self.decoded_shift_L is None else self.decoded_shift_L.to(target),
         )
 
     def reading_through(self, *rules: InputRule) -> Coder:
@@ -149,7 +153,10 @@ class Coder:
             ready_ND = self._ready(x_ND[first_row : first_row + rows])
             for first in range(0, width, latents):
                 stop = min(first + latents, width)
-                acts = self.activation.apply(self._pre_activations(ready_ND, first, stop), first)
+                if isinstance(self.activation, MatchingPursuit):
+                    acts = self.activation.pursue(ready_ND, self.decoder_LE)
+                else:
+                    acts = self.activation.apply(self._pre_activations(ready_ND, first, stop), first)
                 yield Acts(rows=acts.rows + first_row, latents=acts.latents, values=acts.values) if first_row else acts
 
     def encode_dense(self, x_ND: Tensor, /) -> Tensor:
@@ -166,7 +173,10 @@ class Coder:
         step = max(1, CHUNK_BYTES // (4 * self.spec.d_out))
         for start in range(0, len(acts), step):
             part = slice(start, start + step)
-            out_NE.index_add_(0, acts.rows[part], self.decoder_LE[acts.latents[part]] * acts.values[part, None])
+            latents, values = acts.latents[part], acts.values[part]
+            if self.decoded_shift_L is not None:
+                values = values + self.decoded_shift_L[latents]
+            out_NE.index_add_(0, acts.rows[part], self.decoder_LE[latents] * values[:, None])
         for undo in reversed(self._apply_inputs(x_ND)[1]):
             out_NE = out_NE * undo.scale_N1 + undo.shift_N1
         if self.skip_ED is not None:

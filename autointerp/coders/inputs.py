@@ -8,11 +8,15 @@ its gain); some belong to the coder, and these are undone on what it decodes. Al
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
+
+CENTRED_HOOK = re.compile(r"(?:.*\.)?hook_(?:resid_pre|resid_mid|resid_post|attn_out|mlp_out|embed)")
+"""What TransformerLens centres: everything that a LayerNorm model's blocks read from and write to their residual stream."""
 
 
 @dataclass(frozen=True)

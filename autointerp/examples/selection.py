@@ -219,7 +219,7 @@ class Selector:
             lenders += [windows.lenders.get(row) for row in rows.tolist()]
         return {
             "explain": cut.positives(explain, *shown),
-            "explain_statistics": _joined(cut.positives(explain, *counted), cut.negatives(quiet, ["random"] * len(quiet))),
+            "explain_statistics": cut.positives(explain, *counted).joined(cut.negatives(quiet, ["random"] * len(quiet))),
             "explain_negatives": cut.negatives(contrast, ["random"] * len(contrast)),
             "positives": cut.positives(score, *judged),
             "negatives": cut.negatives(taken, labels, lenders),
@@ -347,9 +347,3 @@ def _ranked(fired: _Fired, pool: int, *, seed: int) -> ActivatingWindows:
     _, first = np.unique(active.text[rows][order], return_index=True)
     chosen = active.take(np.sort(np.concatenate([np.flatnonzero(mine & ~repeated), rows[order[first]]])))
     return chosen.take(rank(chosen, seed=seed))
-
-
-def _joined(first: Examples, second: Examples) -> Examples:
-    names = ("tokens", "activations", "lengths", "positions", "documents", "quantiles")
-    arrays = {name: np.concatenate([getattr(first, name), getattr(second, name)]) for name in names}
-    return Examples(**arrays, sources=first.sources + second.sources)

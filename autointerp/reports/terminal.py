@@ -72,6 +72,7 @@ def _score_lines(page: Page) -> list[str]:
             notes = [f"{count} {reason}" for reason, count in row["unscored"].items()]
             notes += ["same model"] if group["same_model"] else []
             notes += ["pools unknown"] if row["disjoint"] == "unknown" else []
+            notes += ["pools overlap"] if row["disjoint"] == "none" else []
             value = _number(row["value"]) if row["status"] == "ok" else row["status"]
             rows.append(
                 [

@@ -4,7 +4,8 @@ Positives highlight the tokens above `threshold` of their window's maximum. Nega
 
 - ``default``: silent windows, each highlighted exactly where some positive is: number of tokens, lengths of runs and positions
   have the distribution of the positives' by construction, and nothing but the text tells them apart. Every positive lends its
-  pattern once before any lends it again.
+  pattern once before any lends it again. A window that a neighbouring latent gave is highlighted where that latent fires,
+  unless that is everywhere: telling two latents apart is what such a negative is for.
 - ``active``: the positives' own windows with inactive tokens highlighted, as many as are highlighted in the positive and in the
   pattern of another positive where one fits; knowing that the latent is active does not help. The two versions of a text never
   share a prompt. A window without enough inactive tokens has no negative: its verdict is ``not_applicable``.
@@ -18,10 +19,11 @@ import numpy as np
 from pydantic import Field
 
 from autointerp.digest import generator
-from autointerp.examples.render import above, highlight
+from autointerp.examples.render import highlight
 from autointerp.protocols import Vocabulary
 from autointerp.records import Examples, LatentExamples
 from autointerp.scorers.classify import Classifier, ClassifierConfig
+from autointerp.scorers.highlights import lent_masks, own_masks
 from autointerp.scorers.items import Item, item_of
 
 
@@ -37,7 +39,7 @@ class FuzzingConfig(ClassifierConfig):
 class Fuzzing(Classifier):
     """Asks about highlighted windows."""
 
-    Config = FuzzingConfig
+    Config: type[FuzzingConfig] = FuzzingConfig
     prompts = ("score/fuzzing", "score/fuzzing-label")
 
     def __init__(self, config: FuzzingConfig | None = None) -> None:
@@ -54,13 +56,13 @@ class Fuzzing(Classifier):
         return "shuffled_highlight" if self._variant == "active" else None
 
     def items(self, latent: LatentExamples, seed: int) -> list[Item]:
-        masks = above(latent.positives.activations, latent.positives.lengths, ratio=self._threshold)
+        masks = own_masks(latent.positives, self._threshold)
         num = len(latent.positives)
         positives = [item_of(latent.positives, i, example_idx=i, truth=True, mask=masks[i]) for i in range(num)]
         random = generator("highlights", self._variant, seed, latent.coder, latent.latent)
         if self._variant == "active":
             return [*positives, *_moved(latent.positives, masks, random)]
-        lent = _lent(latent.negatives, masks, random, ratio=self._threshold)
+        lent = lent_masks(latent.negatives, masks, random, threshold=self._threshold)
         return [
             *positives,
             *(
@@ -72,32 +74,6 @@ class Fuzzing(Classifier):
     def render(self, item: Item, vocabulary: Vocabulary) -> str:
         assert item.mask is not None
         return highlight(vocabulary, item.tokens, item.mask)
-
-
-def _lent(negatives: Examples, masks: np.ndarray, random: np.random.Generator, *, ratio: float) -> list[np.ndarray]:
-    """Return for each silent window the neighbour's mask or a positive's; one too short for a mask gets the next that fits."""
-    own = above(negatives.activations, negatives.lengths, ratio=ratio)
-    is_own = own.any(axis=1) & (own.sum(axis=1) < negatives.lengths)
-    if len(masks) == 0:
-        return [mask if own else np.zeros_like(mask) for mask, own in zip(own, is_own, strict=True)]
-    ends = masks.shape[1] - np.argmax(masks[:, ::-1], axis=1)
-    queue: list[int] = []
-    lent = []
-    for i, length in enumerate(negatives.lengths):
-        if is_own[i]:
-            lent.append(own[i])
-            continue
-        if not any(ends[row] <= length for row in queue):
-            queue += random.permutation(len(masks)).tolist()
-        fits = next((row for row in queue if ends[row] <= length), None)
-        if fits is None:
-            # Shorter than every pattern: its tail, moved to where the window ends.
-            row = queue.pop(0)
-            lent.append(np.roll(masks[row], int(length) - int(ends[row])) & (np.arange(masks.shape[1]) < length))
-        else:
-            queue.remove(fits)
-            lent.append(masks[fits])
-    return lent
 
 
 def _moved(positives: Examples, masks: np.ndarray, random: np.random.Generator) -> list[Item]:
