@@ -8,16 +8,17 @@ Sampling follows arXiv 2410.13928 section 3.1 with delphi's rank quantiles, but 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 from pydantic import Field, field_validator, model_validator
 
 from autointerp.config import Config
 from autointerp.digest import digest, hash64, seed_of
-from autointerp.errors import ConfigError, InputError, nearest
+from autointerp.errors import ConfigError, InputError, StoreError, nearest
 from autointerp.examples.negatives import NEGATIVES, SilentWindows, check_negatives, probe
 from autointerp.examples.pools import EXPLAIN, MIN_EXPLAIN, MIN_SCORE, SCORE, LatentPools, choose_unit
 from autointerp.examples.sampling import Sampling, choose, rank
@@ -25,6 +26,8 @@ from autointerp.examples.windows import (
     ActivatingWindows,
     CoderActivations,
     Corpus,
+    Neighbours,
+    Similar,
     WindowGrid,
     build_grid,
     centred_windows,
@@ -33,7 +36,7 @@ from autointerp.examples.windows import (
     grid_windows,
     ragged,
 )
-from autointerp.records import Examples, LatentExamples, Status
+from autointerp.records import Examples, LatentExamples, NeighbourKind, Status
 
 _VERSION = 1
 """Part of the selection's identity: raise it when the same settings come to choose other windows."""
@@ -72,10 +75,17 @@ class SelectionConfig(Config):
     """Negatives to score, of each source."""
     negatives: tuple[str, ...] = ("random",)
     """Sources of negatives, in the order in which they choose."""
+    embedder: str = "all-MiniLM-L6-v2"
+    """Whose embeddings of the store's windows the source ``embedding`` looks up."""
     quantiles: int = Field(default=10, ge=1, le=1000)
     """Strata of equal rank; 0 holds the strongest windows."""
     seed: int = Field(default=0, ge=0)
     """Decides pools and choices."""
+
+    def identity(self) -> dict[str, Any]:
+        """Return the settings; without the embedder where nothing is looked up by it, so that it need not be known then."""
+        values = super().identity()
+        return values if "embedding" in self.negatives else {name: values[name] for name in values if name != "embedder"}
 
     @field_validator("negatives")
     @classmethod
@@ -122,6 +132,8 @@ class Selector:
         self._lock = threading.Lock()
         self._grid: WindowGrid | None = None
         self._coders: dict[str, tuple[CoderActivations, str]] = {}
+        self._neighbours: dict[tuple[str, NeighbourKind], Neighbours] = {}
+        self._embeddings: Similar | None = None
 
     @property
     def grid(self) -> WindowGrid:
@@ -144,9 +156,21 @@ class Selector:
         seed = seed_of("examples", config.seed, coder, latent)
         explain = _ranked(fired, EXPLAIN, seed=seed)
         score = _ranked(fired, SCORE, seed=seed)
-        to_score = self._silent(fired, SCORE, seed=seed, top_token=partial(self._top_token, fired, explain))
+        to_score = SilentWindows(
+            corpus=self.store,
+            grid=self.grid,
+            pools=fired.pools,
+            pool=SCORE,
+            fires=fired.fires,
+            seed=seed,
+            top_token=partial(self._top_token, fired, explain),
+            neighbours=partial(self._nearest, reader, coder, latent),
+            windows_of=partial(self._windows_of, reader, coder),
+            strongest=partial(self._strongest, fired, seed),
+            similar=self._similar,
+        )
         status = self._status(fired, explain, score, to_score)
-        cut = _Cut(self.store.tokens, self.grid, fired)
+        cut = _Cut(self.store.tokens, self.grid, fired, reader)
         if status == "ok":
             blocks = self._choose(cut, explain, score, to_score, replace(to_score, pool=EXPLAIN), seed)
         else:
@@ -186,18 +210,19 @@ class Selector:
         judged = choose(score, config.num_positives, parts=parts, seed=seed)
         quiet = to_explain.first(probe(to_explain, "statistics"), config.num_statistics, taken=nothing)
         contrast = to_explain.first(probe(to_explain, "explain"), config.num_explain_negatives, taken=nothing)
-        taken, labels = nothing, []
+        taken, labels, lenders = nothing, [], []
         for name in config.negatives:
-            source = NEGATIVES[name]
-            rows = to_score.first(source.draw(to_score), config.num_negatives, taken=taken)
+            source, windows = NEGATIVES[name], replace(to_score, lenders={})
+            rows = windows.first(source.draw(windows), config.num_negatives, taken=taken)
             taken = np.concatenate([taken, rows])
             labels += [source.label] * len(rows)
+            lenders += [windows.lenders.get(row) for row in rows.tolist()]
         return {
             "explain": cut.positives(explain, *shown),
             "explain_statistics": cut.positives(explain, *counted).joined(cut.negatives(quiet, ["random"] * len(quiet))),
             "explain_negatives": cut.negatives(contrast, ["random"] * len(contrast)),
             "positives": cut.positives(score, *judged),
-            "negatives": cut.negatives(taken, labels),
+            "negatives": cut.negatives(taken, labels, lenders),
         }
 
     def _reader(self, name: str) -> tuple[CoderActivations, str]:
@@ -226,10 +251,34 @@ class Selector:
         pools = LatentPools(grid, active, rows=on_grid, coder=coder, latent=latent, seed=config.seed, unit=unit)
         return _Fired(positions=positions, values=values, active=active, fires=fires, pools=pools)
 
-    def _silent(self, fired: _Fired, pool: int, *, seed: int, top_token: Callable[[], int | None]) -> SilentWindows:
-        return SilentWindows(
-            corpus=self.store, grid=self.grid, pools=fired.pools, pool=pool, fires=fired.fires, seed=seed, top_token=top_token
-        )
+    def _nearest(self, reader: CoderActivations, coder: str, latent: int, kind: NeighbourKind) -> np.ndarray:
+        with self._lock:
+            if (coder, kind) not in self._neighbours:
+                self._neighbours[coder, kind] = reader.neighbours(kind)
+        return self._neighbours[coder, kind].of(latent)[0]
+
+    def _windows_of(self, reader: CoderActivations, coder: str, latent: int) -> np.ndarray:
+        windows, rows = grid_windows(self.grid, *reader.activations(latent))
+        return np.asarray(rows[rank(windows, seed=seed_of("neighbour", self.config.seed, coder, latent))])
+
+    def _strongest(self, fired: _Fired, seed: int, count: int) -> np.ndarray:
+        windows, rows = grid_windows(self.grid, fired.positions, fired.values)
+        order = rank(windows, seed=seed)
+        chosen = order[fired.pools.of_grid(rows[order]) == SCORE]
+        _, first = np.unique(windows.text[chosen], return_index=True)
+        return np.asarray(rows[chosen[np.sort(first)[:count]]])
+
+    def _similar(self, rows: np.ndarray, count: int) -> np.ndarray:
+        config, grid = self.config, self.grid
+        with self._lock:
+            if self._embeddings is None:
+                found = self.store.embeddings(config.embedder, window=config.window, min_window=config.min_window)
+                if len(found) != len(grid):
+                    raise StoreError(
+                        f"the embeddings by {config.embedder} are of {len(found)} windows and the store has {len(grid)}"
+                    )
+                self._embeddings = found
+        return self._embeddings.nearest(rows, count)
 
     def _top_token(self, fired: _Fired, explain: ActivatingWindows) -> int | None:
         """Return the token with the greatest sum of |activation| over the explain pool; of equals the smallest id."""
@@ -257,14 +306,22 @@ class _Cut:
     tokens: np.ndarray
     grid: WindowGrid
     fired: _Fired
+    reader: CoderActivations
 
     def positives(self, windows: ActivatingWindows, rows: np.ndarray, quantiles: np.ndarray) -> Examples:
         chosen = windows.take(rows)
         return self._block(chosen.start, chosen.length, chosen.document, quantiles, ["positive"] * len(chosen))
 
-    def negatives(self, rows: np.ndarray, labels: Sequence[str]) -> Examples:
+    def negatives(self, rows: np.ndarray, labels: Sequence[str], lenders: Sequence[int | None] = ()) -> Examples:
+        """Return silent windows; those that another latent lent keep its activations."""
         grid = self.grid
-        return self._block(grid.start[rows], grid.length[rows], grid.document[rows], np.full(len(rows), -1, np.int16), labels)
+        block = self._block(grid.start[rows], grid.length[rows], grid.document[rows], np.full(len(rows), -1, np.int16), labels)
+        lender_of = np.array([-1 if lender is None else lender for lender in lenders], np.int64)
+        for lender in np.unique(lender_of[lender_of >= 0]).tolist():
+            at = np.flatnonzero(lender_of == lender)
+            start, length = grid.start[rows[at]], grid.length[rows[at]]
+            block.activations[at] = cut_activations(*self.reader.activations(lender), start, length, width=grid.window)
+        return block
 
     def _block(
         self, start: np.ndarray, length: np.ndarray, document: np.ndarray, quantiles: np.ndarray, sources: Sequence[str]
