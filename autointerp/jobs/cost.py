@@ -209,7 +209,7 @@ async def estimate_score(
     items = plan.items("score", scope if scope is not None or not config.coders else plan.latents(config.coders))
     wanted = [key for shard in items.wanted_shards for key in items.wanted(shard)]
     found = []
-    in_sample = keys_of(sampled(plan, config.control_latents, seed=source.selection.seed))
+    in_sample = keys_of(sampled(map(source.statistics, plan.coders), config.control_latents, seed=source.selection.seed))
     for scorer in scorers:
         for control in (None, *controls_for(config.controls, explainer, scorer)):
             judged = control_scorer(scorer, control)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -86,7 +86,7 @@ class ScoreConfig(StageConfig):
     controls: tuple[Control, ...] = ()
     """Controls to run beside the scorers: ``shuffled``, ``generic``, ``lexical``; see `jobs.score_controls`."""
     control_latents: int | None = Field(default=200, ge=1, json_schema_extra=RUNTIME)
-    """Latents of each coder on which ``generic`` and ``lexical`` are run, a seeded sample of the plan; None = all."""
+    """``generic`` and ``lexical`` are run on those planned latents that ``random:N`` names, for N of this; None = on all."""
     selection: SelectionConfig | None = None
     """Which examples are scored; None = as explained. Only counts and sources of scored examples may differ from that."""
 
@@ -198,13 +198,13 @@ async def score_from(
     if not items.num_wanted:
         raise ConfigError(f"{folder.path} has none of these latents in its plan; run `autointerp explain` on them first")
     explanations = Explanations(folder, explainer, plan)
-    sample = keys_of(sampled(plan, config.control_latents, seed=source.selection.seed))
+    chosen = sampled(map(source.statistics, plan.coders), config.control_latents, seed=source.selection.seed)
+    sample = keys_of(chosen)
     works = []
     for scorer in scorers:
         for control in (None, *controls_for(config.controls, explainer, scorer)):
             judged = control_scorer(scorer, control)
-            num = config.control_latents
-            method = score_method(source, explainer, judged, engine, control, embedder=embedder, num_sampled=num)
+            method = score_method(source, explainer, judged, engine, control, embedder=embedder, sample=chosen)
             works.append(ScoreWork(source, judged, method, explanations, embedder, sample if control in SAMPLED else None))
     for work in works:
         folder.register(work.method)
@@ -235,15 +235,18 @@ def score_method(
     control: str | None,
     *,
     embedder: Embedder | None = None,
-    num_sampled: int | None = None,
+    sample: Mapping[str, np.ndarray] | None = None,
 ) -> Method:
     """Return the identity of a scorer: itself, its judge or embedder, what it grades, its examples, and the control.
 
     One that needs no explanation has no part in the explainer: its rows lie under ``latent``, the same for every explainer.
-    `num_sampled`: latents of each coder that a sampled control is run on; recorded, and no part of the identity.
+    `sample`: latents of each coder that a sampled control is run on; recorded, and no part of the identity.
     """
     judge = engine if scorer.needs.engine else None
     embeds = embedder.id if scorer.needs.embedder and embedder is not None else None
+    recorded = {}
+    if sample is not None and control in SAMPLED:
+        recorded["sample"] = {coder: latents.tolist() for coder, latents in sample.items()}
     return Method(
         stage="score",
         name=scorer.name,
@@ -260,7 +263,7 @@ def score_method(
             "selection": selection_digest(source.selection),
             **control_identity(control),
         },
-        settings={"selection": source.selection.identity()} | ({"num_sampled": num_sampled} if control in SAMPLED else {}),
+        settings={"selection": source.selection.identity()} | recorded,
     )
 
 

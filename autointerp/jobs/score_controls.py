@@ -5,21 +5,20 @@
 - ``lexical``: the rule that the lexical explainer learns from the latent's explain pool, judged by rule where the scorer can;
   the floor that an explanation by an LLM has to beat.
 
-The last two are run on a seeded sample of the planned latents.
+The last two are run on a seeded sample of each coder's live latents, where these are planned.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, get_args
 
 import numpy as np
 
 from autointerp.config import Config
-from autointerp.digest import hash64, seed_of
 from autointerp.errors import ConfigError
 from autointerp.explainers.lexical import Lexical
-from autointerp.jobs.plan import Plan
+from autointerp.jobs.latents import CoderStatistics, choose_latents
 from autointerp.jobs.session import Control
 from autointerp.protocols import Resources, Scorer
 from autointerp.records import Explanation, LatentExamples
@@ -76,18 +75,14 @@ def control_identity(control: str | None) -> dict[str, Any]:
     return {"control_settings": dict(Lexical().identity())} if control == "lexical" else {}
 
 
-def sampled(plan: Plan, num: int | None, *, seed: int) -> Mapping[str, np.ndarray] | None:
-    """Return `num` of each coder's requested latents, those that a seeded hash puts first; None for all.
+def sampled(statistics: Iterable[CoderStatistics], num: int | None, *, seed: int) -> Mapping[str, np.ndarray] | None:
+    """Return `num` live latents of each coder, those that ``random:num`` would name; None for all.
 
-    Of two plans one of which holds the other, the larger one's sample has no latent of the smaller that its own lacks.
+    Only the store decides, so that a folder has the same rows however its plan grew.
     """
     if num is None:
         return None
-    chosen = {}
-    for coder, latents in plan.latents(plan.coders, only_requested=True).items():
-        order = np.argsort(hash64(seed_of("control", seed, coder), latents), kind="stable")
-        chosen[coder] = np.sort(latents[order[:num]])
-    return chosen
+    return {coder.coder: choose_latents(f"random:{num}", coder, seed=seed) for coder in statistics if coder.counts.any()}
 
 
 def keys_of(chosen: Mapping[str, np.ndarray] | None) -> frozenset[Key] | None:

@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from autointerp.jobs.gate import merged
 from autointerp.jobs.plan import Items, read_plan
 from autointerp.jobs.progress import span
-from autointerp.jobs.score_controls import sampled
 from autointerp.jobs.shards import LEASE_EXPIRY_S, Leases
 from autointerp.results.folder import STAGES, Method, ResultsFolder, Stage, shard_name
 from autointerp.results.write import Marker, read_markers
@@ -98,9 +99,10 @@ def status(path: Path | str, *, lease_expiry_s: float = LEASE_EXPIRY_S) -> Statu
     methods = []
     for stage in STAGES:
         for method in folder.methods(stage):
-            num = method.settings.get("num_sampled")
-            scope = sampled(plan, num, seed=int(method.settings["selection"]["seed"])) if num is not None else None
-            theirs = items[stage] if scope is None else plan.items(stage, scope)
+            sample = method.settings.get("sample")
+            theirs = (
+                items[stage] if sample is None else plan.items(stage, {c: np.asarray(chosen) for c, chosen in sample.items()})
+            )
             methods.append(_method_status(folder, stage, method, theirs, leases))
     return Status(
         path=str(folder.path),

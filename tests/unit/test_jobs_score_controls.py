@@ -3,14 +3,16 @@
 import asyncio
 
 import jobs_standins as standins
+import numpy as np
+import pandas as pd
 import pytest
 from planted import planted, resources
 
 from autointerp.explainers.lexical import Lexical
 from autointerp.jobs.cost import estimate_score
 from autointerp.jobs.explain import ExplainConfig, explain_from
+from autointerp.jobs.latents import CoderStatistics, choose_latents
 from autointerp.jobs.methods import build_scorer
-from autointerp.jobs.plan import extend_plan
 from autointerp.jobs.score import ScoreConfig, score_from
 from autointerp.jobs.score_controls import (
     CONTROLS,
@@ -23,26 +25,38 @@ from autointerp.jobs.score_controls import (
     sampled,
 )
 from autointerp.jobs.status import status
-from autointerp.results.folder import Method, ResultsFolder
+from autointerp.results.folder import Method
 from autointerp.results.load import load_scores
 from autointerp.rules import Rule
 from autointerp.scorers.detection import Detection, DetectionConfig
 from autointerp.scorers.fuzzing import Fuzzing, FuzzingConfig
 
 
-def plan_of(path, latents, coder="a"):
-    folder = ResultsFolder.create(path, store_id="store-1", provenance={"store": "x"})
-    return extend_plan(folder, {coder: latents})
+def test_a_sample_is_seeded_and_does_not_depend_on_the_plan():
+    counts = np.where(np.arange(300) % 3 > 0, 5, 0)
+    statistics = [
+        CoderStatistics(coder=name, counts=counts * live, density=counts / 1e3) for name, live in (("a", 1), ("dead", 0))
+    ]
+    chosen = sampled(statistics, 40, seed=0)
+    assert list(chosen) == ["a"] and len(chosen["a"]) == 40 and (chosen["a"] % 3 > 0).all()
+    assert chosen["a"].tolist() == choose_latents("random:40", statistics[0], seed=0).tolist()
+    assert set(sampled(statistics, 20, seed=0)["a"].tolist()) < set(chosen["a"].tolist())
+    assert set(sampled(statistics, 40, seed=1)["a"].tolist()) != set(chosen["a"].tolist())
+    assert len(sampled(statistics, 500, seed=0)["a"]) == 200
+    assert sampled(statistics, None, seed=0) is None
 
 
-def test_a_sample_is_seeded_and_never_gains_from_growth(tmp_path):
-    small, large = plan_of(tmp_path / "s", range(100)), plan_of(tmp_path / "l", range(300))
-    one, two = (set(sampled(plan, 40, seed=0)["a"].tolist()) for plan in (small, large))
-    assert len(one) == len(two) == 40 and two & set(range(100)) <= one
-    assert set(sampled(small, 40, seed=1)["a"].tolist()) != one
-    assert sampled(small, 500, seed=0)["a"].tolist() == list(range(100))
-    assert sampled(small, None, seed=0) is None
-    assert set(sampled(small, 20, seed=0)["a"].tolist()) <= one
+def test_a_folder_grown_in_steps_has_the_same_controls(tmp_path):
+    controls = {"controls": ("generic",), "control_latents": 8}
+    for name, steps in (("whole", ["0-49"]), ("grown", ["20-29", "0-19", "10-49"])):
+        for latents in steps:
+            config = ExplainConfig(store="x", results=tmp_path / name, latents=latents, coders=("a",), shard_latents=10)
+            asyncio.run(explain_from(config, standins.Source(), standins.Explainer(), standins.engine(), progress=False))
+            run_score(tmp_path / name, standins.engine(), **controls)
+    keys = ["coder", "latent", "scorer", "control", "metric", "quantile", "negatives"]
+    whole, grown = (load_scores(tmp_path / name).sort_values(keys).reset_index(drop=True) for name in ("whole", "grown"))
+    assert (whole["control"] == "generic").sum() > 0
+    pd.testing.assert_frame_equal(whole, grown)
 
 
 def test_generic_says_the_same_of_every_latent_and_yes_to_everything():
@@ -77,7 +91,7 @@ def test_who_judges_under_a_control():
 
 @pytest.fixture
 def explained_folder(tmp_path):
-    config = ExplainConfig(store="x", results=tmp_path / "r", latents="0-39", coders=("a",), shard_latents=10)
+    config = ExplainConfig(store="x", results=tmp_path / "r", latents="0-49", coders=("a",), shard_latents=10)
     asyncio.run(explain_from(config, standins.Source(), standins.Explainer(), standins.engine(), progress=False))
     return config.results
 
@@ -93,7 +107,7 @@ def test_sampled_controls_are_run_on_the_sample_and_resume(explained_folder):
     assert report.exit_code == 0
     frame = load_scores(explained_folder)
     under = {name: set(rows["latent"]) for name, rows in frame.fillna({"control": "none"}).groupby("control")}
-    assert len(under["none"]) == 40 and len(under["generic"]) == len(under["lexical"]) == 8
+    assert len(under["none"]) == 50 and len(under["generic"]) == len(under["lexical"]) == 8
     assert under["generic"] == under["lexical"]
     shown = [request.prompt.messages[0][1] for request in engine.requests]
     num_generic = sum(GENERIC in text for text in shown)
@@ -115,7 +129,7 @@ def test_plan_prices_the_sample(explained_folder):
     judge = standins.engine()
     found = asyncio.run(estimate_score(config, standins.Source(), [standins.Scorer()], judge, sample=100))
     assert not judge.requests
-    assert [estimate.num_latents for estimate in found] == [40, 40, 8]
+    assert [estimate.num_latents for estimate in found] == [50, 50, 8]
     asyncio.run(
         score_from(
             config.model_copy(update={"controls": ("generic",)}), standins.Source(), [standins.Scorer()], judge, progress=False
