@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from autointerp.coders.activations import Activation, Acts
+from autointerp.coders.inputs import InputRule, Undo
 from autointerp.errors import InputError
 
 CHUNK_BYTES = 8 << 20
@@ -47,7 +48,15 @@ class CoderSpec:
     """Hookpoint that a transcoder predicts; None for an SAE."""
     is_transcoder: bool = False
     reading: Mapping[str, Any] = field(default_factory=dict)
-    """Rules that change the activations (``subtract_b_dec``, ``signed``, ``input``), as JSON values: part of the identity."""
+    """Rules that change the activations (``subtract_b_dec``, ``signed``, ``inputs``), as JSON values: part of the identity."""
+    model: str | None = None
+    """The subject as the files name it, or None when they do not."""
+    l0: float | None = None
+    """Mean number of active latents per token, as published."""
+    inferred: Mapping[str, str] = field(default_factory=dict)
+    """Fields that no file states -> what they were taken from, such as ``{"k": "the repository's name"}``."""
+    notes: tuple[str, ...] = ()
+    """What a user should know about the release, one sentence each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,9 +72,8 @@ class Coder:
     skip_ED: Tensor | None = None
     """Added to the output as ``x @ skip.T``, with x as it came in."""
     subtract_decoder_bias: bool = False
-    input_rule: Literal["raw", "rms"] = "raw"
-    """``rms``: each row is divided by its root mean square first, without any gain."""
-    rms_eps: float = 1e-6
+    inputs: tuple[InputRule, ...] = ()
+    """Applied in this order, before the bias is subtracted; `spec.reading` names them."""
 
     @property
     def device(self) -> torch.device:
@@ -85,6 +93,14 @@ class Coder:
             activation=self.activation.to(target),
             skip_ED=None if self.skip_ED is None else self.skip_ED.to(target),
         )
+
+    def reading_through(self, *rules: InputRule) -> Coder:
+        """Return the coder with the rules of its hook put before its own, and recorded in its reading."""
+        if not rules:
+            return self
+        inputs = (*rules, *self.inputs)
+        reading = {**self.spec.reading, "inputs": [rule.name for rule in inputs]}
+        return replace(self, inputs=inputs, spec=replace(self.spec, reading=reading))
 
     @torch.no_grad()
     def encode(self, x_ND: Tensor, /) -> Acts:
@@ -137,6 +153,8 @@ class Coder:
         for start in range(0, len(acts), step):
             part = slice(start, start + step)
             out_NE.index_add_(0, acts.rows[part], self.decoder_LE[acts.latents[part]] * acts.values[part, None])
+        for undo in reversed(self._apply_inputs(x_ND)[1]):
+            out_NE = out_NE * undo.scale_N1 + undo.shift_N1
         if self.skip_ED is not None:
             out_NE += x_ND.to(self.device, torch.float32) @ self.skip_ED.T
         return out_NE
@@ -150,7 +168,14 @@ class Coder:
         return asdict(self.spec) | {"reading": dict(self.spec.reading), "has_skip": self.skip_ED is not None}
 
     def _ready(self, x_ND: Tensor) -> Tensor:
-        ready = x_ND.to(self.device, torch.float32)
-        if self.input_rule == "rms":
-            ready = ready * torch.rsqrt(ready.pow(2).mean(dim=1, keepdim=True) + self.rms_eps)
+        ready, _ = self._apply_inputs(x_ND)
         return ready - self.decoder_bias_E if self.subtract_decoder_bias else ready
+
+    def _apply_inputs(self, x_ND: Tensor) -> tuple[Tensor, list[Undo]]:
+        """Return the rows after the input rules, and what undoes them on the output: nothing, for a transcoder."""
+        ready, undos = x_ND.to(self.device, torch.float32), []
+        for rule in self.inputs:
+            ready, undo = rule.apply(ready)
+            if undo is not None and not self.spec.is_transcoder:
+                undos.append(undo)
+        return ready, undos

@@ -8,16 +8,19 @@ the norm's gain (it was folded into their training input), which no module gives
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
 
 from autointerp.coders.activations import JumpRelu
 from autointerp.coders.coder import Coder, CoderSpec
+from autointerp.coders.inputs import InputRule, Rms
 from autointerp.coders.tensors import digest_tensors, read_npz, take
 from autointerp.errors import StoreError
 
 DESCRIPTION = "Gemma Scope: params.npz"
 MARKER = "params.npz"
+IS_FILE = False
+OPTIONS: Mapping[str, str] = {}
 _LAYER = re.compile(r"layer_(\d+)")
 _SITE = re.compile(r"gemma-scope-[\w.]+-(?:pt|it)-(res|mlp|att|transcoders)\b")
 _NAMES = ("W_enc", "W_dec", "b_enc", "b_dec", "threshold")
@@ -28,14 +31,14 @@ def matches(folder: Path) -> bool:
     return (folder / MARKER).is_file()
 
 
-def module_of(folder: Path) -> str:
+def published_name(folder: Path) -> str:
     """Return the published name of the folder within its repository."""
     parts = folder.parts
     first = next((i for i, part in enumerate(parts) if _LAYER.fullmatch(part) or part == "embedding"), len(parts) - 1)
     return "/".join(parts[first:])
 
 
-def load(folder: Path) -> Coder:
+def load(folder: Path, options: Mapping[str, str]) -> Coder:
     """Return the coder in `folder`.
 
     Raises: StoreError when the file is missing, damaged or its shapes do not agree.
@@ -49,7 +52,7 @@ def load(folder: Path) -> Coder:
     shapes = {"W_enc": (d, width), "W_dec": (width, d), "b_enc": (width,), "b_dec": (d,), "threshold": (width,)}
     tensors = take(stored, shapes, path)
     hookpoint, target, site = _hookpoint(folder)
-    rule: Literal["raw", "rms"] = "rms" if site == "transcoders" else "raw"
+    inputs: tuple[InputRule, ...] = (Rms(),) if site == "transcoders" else ()
     encoder, decoder, decoder_bias = tensors["W_enc"], tensors["W_dec"], tensors["b_dec"]
     if site == "embedding":
         # The subject's first block is fed embeddings times sqrt(d); the coder was trained on the table's rows.
@@ -69,7 +72,7 @@ def load(folder: Path) -> Coder:
             reading={
                 "activation": "jumprelu",
                 "subtract_b_dec": False,
-                "input": rule,
+                "inputs": [rule.name for rule in inputs],
                 "embedding_scaled": site == "embedding",
             },
         ),
@@ -78,7 +81,7 @@ def load(folder: Path) -> Coder:
         decoder_LE=decoder.contiguous(),
         decoder_bias_E=decoder_bias,
         activation=JumpRelu(tensors["threshold"]),
-        input_rule=rule,
+        inputs=inputs,
     )
 
 

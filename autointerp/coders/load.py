@@ -1,16 +1,27 @@
-"""Finding a coder: a local folder, a repository with one folder per hookpoint, a hub id, or a function of the user's.
+"""Finding a coder: a folder or file, a repository with many coders, a hub id, or a function of the user's.
 
-A format is one module with ``DESCRIPTION``, ``MARKER`` (the file that gives it away), ``matches(folder)``, ``load(folder)`` and
-``module_of(folder)``; :data:`FORMATS` lists them and is all there is to register.
+A format is one module with
+
+- ``DESCRIPTION``: its name and the files it consists of;
+- ``MARKER``: a glob of the file that gives a coder away, relative to the coder's folder;
+- ``IS_FILE``: whether each such file is a coder by itself (several lie in one folder), else the folder is the coder;
+- ``OPTIONS``: readings that the user may choose, name -> what it does;
+- ``matches(path)``: whether the folder (or file) holds a coder of this format, by its contents;
+- ``published_name(path)``: what the publisher calls it, for choosing among several;
+- ``load(path, options)``: the coder.
+
+:data:`FORMATS` lists them and is all there is to register.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Protocol, cast
+from urllib.parse import parse_qsl
 
 from autointerp.coders.coder import Coder
 from autointerp.errors import InputError, nearest
@@ -25,84 +36,139 @@ _DOTTED = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 _DEPTH = 4
 
 
+class Format(Protocol):
+    """A module that reads one format; see the top of this file."""
+
+    DESCRIPTION: str
+    MARKER: str
+    IS_FILE: bool
+    OPTIONS: Mapping[str, str]
+
+    def matches(self, path: Path) -> bool: ...
+    def published_name(self, path: Path) -> str: ...
+    def load(self, path: Path, options: Mapping[str, str]) -> Coder: ...
+
+
 def load_coder(source: str | Path, *, hookpoint: str | None = None, device: str = "cpu") -> Coder:
     """Return the coder at `source`.
 
-    `source` is a folder with one coder, a folder with several (`hookpoint` then says which, by its published name),
+    `source` is a folder or file with one coder, a folder with several (`hookpoint` then says which, by its published name),
     ``OWNER/REPO[@REVISION][:FOLDER]`` on the hub, or ``module:function`` that returns a `Coder` when called without arguments.
+    ``?NAME=VALUE&...`` after it chooses among a format's readings; ``?format=NAME`` names the format where two would do.
 
-    Raises: InputError when there is no coder, or more than one; StoreError when its files are damaged.
+    Raises: InputError when there is no coder, or more than one, or no such reading; StoreError when its files are damaged.
     """
     text = str(source)
-    path = Path(text).expanduser()
-    if path.is_dir():
-        return _load_folder(path, hookpoint).to(device)
+    place, options = _options(text)
+    path = Path(place).expanduser()
     if path.exists():
-        raise InputError(f"coder {text} is a file; give the folder that holds it")
-    if _DOTTED.fullmatch(text):
-        return _call(text).to(device)
-    match = None if text.startswith((".", "/", "~")) else _HUB_ID.fullmatch(text)
+        return _load(path, hookpoint, options).to(device)
+    if _DOTTED.fullmatch(place):
+        return _call(place).to(device)
+    match = None if place.startswith((".", "/", "~")) else _HUB_ID.fullmatch(place)
     if match is None:
         raise InputError(
             f"no coder at {text}: no such folder, and not a hub id; "
             "expected a folder, OWNER/REPO[@REVISION][:FOLDER] or module:function"
         )
     root, revision = _download(match["repo"], match["revision"], match["folder"], hookpoint)
-    coder = _load_folder(root / (match["folder"] or ""), hookpoint)
+    coder = _load(root / (match["folder"] or ""), hookpoint, options)
     spec = replace(coder.spec, source=text, revision=revision)
     return replace(coder, spec=spec).to(device)
 
 
-def coder_folders(root: Path) -> dict[str, Path]:
-    """Return the folders below `root` that hold a coder of a known format, by their published module name, sorted."""
+def coder_paths(root: Path) -> dict[str, Path]:
+    """Return the folders and files below `root` that hold a coder of a known format, by their path from there, sorted."""
     found: dict[str, Path] = {}
-    for module in _modules():
+    for module in _formats().values():
         for depth in range(_DEPTH + 1):
             for marker in root.glob("*/" * depth + module.MARKER):
-                if module.matches(marker.parent):
-                    found[marker.parent.relative_to(root).as_posix()] = marker.parent
+                path = _path_of(marker, module)
+                if module.matches(path):
+                    found[path.relative_to(root).as_posix()] = path
     return dict(sorted(found.items()))
 
 
-def _load_folder(folder: Path, hookpoint: str | None) -> Coder:
-    if not folder.is_dir():
-        raise InputError(f"no coder at {folder}: no such folder")
-    for module in _modules():
-        if module.matches(folder):
-            coder: Coder = module.load(folder)
-            return coder
-    found = coder_folders(folder)
+def format_of(path: Path, wanted: str | None = None) -> Format | None:
+    """Return the format of the coder at `path`, None when there is none.
+
+    Raises: InputError when `wanted` is no format, or not that of `path`, or when two formats fit and none is wanted.
+    """
+    formats = _formats()
+    if wanted is not None and wanted not in formats:
+        raise InputError(f"format={wanted} is not known; {nearest(wanted, formats)}")
+    found = {name: module for name, module in formats.items() if path.is_file() == module.IS_FILE and module.matches(path)}
+    if wanted is not None and found:
+        if wanted not in found:
+            raise InputError(f"{path} is not of format {wanted}; it fits {', '.join(found)}")
+        return found[wanted]
+    if len(found) > 1:
+        raise InputError(f"{path} can be read as {' or '.join(found)}; say which with ?format=NAME after the source")
+    return next(iter(found.values()), None)
+
+
+def _options(text: str) -> tuple[str, dict[str, str]]:
+    place, _, query = text.partition("?")
+    try:
+        return place, dict(parse_qsl(query, strict_parsing=True)) if query else {}
+    except ValueError:
+        raise InputError(f"coder {text}: expected ?NAME=VALUE&NAME=VALUE after the source") from None
+
+
+def _load(path: Path, hookpoint: str | None, options: Mapping[str, str]) -> Coder:
+    if not path.exists():
+        raise InputError(f"no coder at {path}: no such folder")
+    module = format_of(path, options.get("format"))
+    if module is not None:
+        chosen = {name: value for name, value in options.items() if name != "format"}
+        for name in chosen:
+            if name not in module.OPTIONS:
+                raise InputError(f"{path}: a coder of this format has no reading {name!r}; {nearest(name, module.OPTIONS)}")
+        return module.load(path, chosen)
+    if path.is_file():
+        raise InputError(f"coder {path} is a file of no known format; give the folder that holds it")
+    return _load(_choose(path, hookpoint), None, options)
+
+
+def _choose(folder: Path, hookpoint: str | None) -> Path:
+    """Return the one coder below `folder` that is meant."""
+    found = coder_paths(folder)
     if hookpoint is not None:
-        wanted = hookpoint.partition("@")[0].removeprefix("model.")
-        chosen = {
-            name: path for name, path in found.items() if name == wanted or _module_name(path).removeprefix("model.") == wanted
-        }
-        if not chosen and found:
-            if len(found) == 1:
-                chosen = found
-            else:
-                raise InputError(f"{folder} holds no coder for hookpoint {hookpoint!r}; {nearest(wanted, found)}")
-        found = chosen
+        wanted = _bare(hookpoint)
+        chosen = {name: path for name, path in found.items() if name == wanted or _bare(_published_name(path)) == wanted}
+        if not chosen and len(found) > 1:
+            raise InputError(f"{folder} holds no coder for hookpoint {hookpoint!r}; {nearest(wanted, found)}")
+        found = chosen or found
     if len(found) == 1:
-        return _load_folder(next(iter(found.values())), None)
+        return next(iter(found.values()))
     if found:
         shown = ", ".join(list(found)[:12]) + (", ..." if len(found) > 12 else "")
         raise InputError(f"{folder} holds {len(found)} coders ({shown}); give the folder of one of them")
     names = sorted(path.name for path in folder.iterdir())
     shown = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
-    known = "; ".join(module.DESCRIPTION for module in _modules())
+    known = "; ".join(module.DESCRIPTION for module in _formats().values())
     raise InputError(f"{folder} holds no coder of a known format; found {shown or 'nothing'}; the formats are {known}")
 
 
-def _module_name(folder: Path) -> str:
-    for module in _modules():
-        if module.matches(folder):
-            return str(module.module_of(folder))
-    return folder.name
+def _bare(hookpoint: str) -> str:
+    return hookpoint.partition("@")[0].removeprefix("model.")
 
 
-def _modules() -> list[Any]:
-    return [import_module(name) for name in FORMATS.values()]
+def _path_of(marker: Path, module: Format) -> Path:
+    if module.IS_FILE:
+        return marker
+    for _ in Path(module.MARKER).parts:
+        marker = marker.parent
+    return marker
+
+
+def _published_name(path: Path) -> str:
+    module = format_of(path)
+    return path.name if module is None else module.published_name(path)
+
+
+def _formats() -> dict[str, Format]:
+    return {name: cast(Format, import_module(dotted)) for name, dotted in FORMATS.items()}
 
 
 def _call(dotted: str) -> Coder:
@@ -122,11 +188,10 @@ def _download(repo: str, revision: str | None, folder: str | None, hookpoint: st
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
-    markers = [module.MARKER for module in _modules()]
-    patterns = [f"{folder.strip('/')}/*"] if folder else None
+    patterns = _around(folder) if folder else None
     try:
         if patterns is None:
-            patterns = _patterns(HfApi().list_repo_files(repo, revision=revision), markers, hookpoint, repo)
+            patterns = _patterns(HfApi().list_repo_files(repo, revision=revision), hookpoint, repo)
     except (OSError, OfflineModeIsEnabled):
         patterns = None
     try:
@@ -139,13 +204,29 @@ def _download(repo: str, revision: str | None, folder: str | None, hookpoint: st
     return root, root.name if re.fullmatch(r"[0-9a-f]{40}", root.name) else revision
 
 
-def _patterns(files: list[str], markers: list[str], hookpoint: str | None, repo: str) -> list[str]:
-    """Return what to download of a repository: the folder of the one coder that is wanted."""
-    folders = sorted({str(Path(name).parent) for name in files if Path(name).name in markers})
+def _around(name: str) -> list[str]:
+    """Return what to download for the coder `name`, a folder or a file: itself and the small files that may describe it."""
+    name = name.strip("/")
+    above = [parent.as_posix() for parent in Path(name).parents]
+    described = [f"{parent}/*.{kind}".removeprefix("./") for parent in above for kind in ("json", "yaml")]
+    return [name, f"{name}/*", *described]
+
+
+def _patterns(files: list[str], hookpoint: str | None, repo: str) -> list[str]:
+    """Return what to download of a repository: the one coder that is wanted."""
+    names = sorted(
+        {
+            _path_of(Path(name), module).as_posix()
+            for name in files
+            for module in _formats().values()
+            if Path(name).match(module.MARKER)
+        }
+    )
     if hookpoint is not None:
-        wanted = hookpoint.partition("@")[0].removeprefix("model.")
-        folders = [name for name in folders if wanted in name.removeprefix("model.").split("/")] or folders
-    if len(folders) > 1:
-        shown = ", ".join(folders[:12]) + (", ..." if len(folders) > 12 else "")
-        raise InputError(f"{repo} holds {len(folders)} coders ({shown}); name one as {repo}:FOLDER")
-    return [f"{folders[0]}/*" if folders[0] != "." else "*"] if folders else ["*.json"]
+        names = [name for name in names if _bare(hookpoint) in name.removeprefix("model.").split("/")] or names
+    if len(names) > 1:
+        shown = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
+        raise InputError(f"{repo} holds {len(names)} coders ({shown}); name one as {repo}:FOLDER")
+    if not names:
+        return ["*.json"]
+    return ["*"] if names[0] == "." else _around(names[0])

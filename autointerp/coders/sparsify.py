@@ -9,6 +9,7 @@ Unknown keys are ignored, as the library that writes them does.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from autointerp.files import read_json
 
 DESCRIPTION = "sparsify: cfg.json and sae.safetensors"
 MARKER = "cfg.json"
+IS_FILE = False
+OPTIONS: Mapping[str, str] = {}
 _VARIANT = re.compile(r"seed\d+|best")
 
 
@@ -28,12 +31,12 @@ def matches(folder: Path) -> bool:
     return (folder / MARKER).is_file() and (folder / "sae.safetensors").is_file()
 
 
-def module_of(folder: Path) -> str:
+def published_name(folder: Path) -> str:
     """Return the module path that the folder's name gives; ``seed0`` and ``best`` are variants inside such a folder."""
     return folder.parent.name if _VARIANT.fullmatch(folder.name) else folder.name
 
 
-def load(folder: Path) -> Coder:
+def load(folder: Path, options: Mapping[str, str]) -> Coder:
     """Return the coder in `folder`.
 
     Raises: StoreError when a file is missing, damaged, or does not fit the configuration.
@@ -52,7 +55,7 @@ def load(folder: Path) -> Coder:
         shapes["W_skip"] = (d_in, d_in)
     stored = read_safetensors(weights_path)
     tensors = take(stored, shapes, weights_path)
-    module, reads_input = module_of(folder), transcode or has_skip
+    module, reads_input = published_name(folder), transcode or has_skip
     return Coder(
         spec=CoderSpec(
             format="sparsify",

@@ -1,4 +1,4 @@
-"""Tensors out of files, safely: safetensors and npz, checked, digested; every failure is a sentence."""
+"""Tensors out of files, safely: safetensors, npz and torch files, checked, digested; every failure is a sentence."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ import json
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -31,6 +33,40 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     except (SafetensorError, OSError, ValueError) as error:
         raise StoreError(
             f"{path} cannot be read as safetensors ({error}); it is truncated or damaged, copy it again"
+        ) from error
+
+
+def safetensors_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Return the shapes in a file by tensor name, from its header alone; empty when it is not safetensors."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
+    except (SafetensorError, OSError, ValueError):
+        return {}
+
+
+def read_pickle(path: Path) -> Any:
+    """Return what a torch file holds: tensors and plain containers only, read lazily where the container allows.
+
+    Raises: StoreError when it is missing, damaged, or would run code (``weights_only``, design invariant 9).
+    """
+    try:
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except RuntimeError as error:
+            if "mmap can only be used" not in str(error):
+                raise
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise StoreError(f"{path} does not exist") from None
+    except UnpicklingError as error:
+        raise StoreError(
+            f"{path} holds more than tensors and plain values, which is not loaded because a pickle can run code "
+            f"({_first_line(error)}); convert it to safetensors where you trust it"
+        ) from error
+    except (RuntimeError, OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
+        raise StoreError(
+            f"{path} cannot be read as a torch file ({_first_line(error)}); it is damaged, copy it again"
         ) from error
 
 
@@ -116,6 +152,10 @@ def digest_safetensors(paths: Sequence[Path]) -> str:
                 state.update(block)
                 size -= len(block)
     return "sha256:" + state.hexdigest()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def _update_head(state: hashlib._Hash, name: str, dtype: str, shape: tuple[int, ...]) -> None:

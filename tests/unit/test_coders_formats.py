@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from autointerp.coders.activations import GroupMax, JumpRelu, Relu, TopK
 from autointerp.coders.coder import Coder, CoderSpec
-from autointerp.coders.load import FORMATS, coder_folders, load_coder
+from autointerp.coders.load import FORMATS, coder_paths, load_coder
 from autointerp.errors import InputError, StoreError
 
 # The recipe: dyadic numbers, exact in float32. d = 4, F = 8, two tokens.
@@ -129,7 +129,7 @@ class TestGoldenGemmaScope:
         normed = X / (X.pow(2).mean(1, keepdim=True) + 1e-6).sqrt()
         pre = normed @ W_ENC + B_ENC
         assert torch.allclose(coder.encode_dense(X), pre * (pre > THRESHOLD), atol=1e-6)
-        assert coder.spec.reading["input"] == "rms"
+        assert coder.spec.reading["inputs"] == ["rms"]
 
     def test_lower_case_names_and_threshold_is_strict(self, tmp_path):
         pre = (X @ W_ENC + B_ENC)[0]
@@ -277,7 +277,7 @@ class TestFinding:
         sparsify(tmp_path / "layers.5")
         sparsify(tmp_path / "layers.6")
         gemma(tmp_path / "layer_3" / "average_l0_2")
-        assert list(coder_folders(tmp_path)) == ["layer_3/average_l0_2", "layers.5", "layers.6"]
+        assert list(coder_paths(tmp_path)) == ["layer_3/average_l0_2", "layers.5", "layers.6"]
         with pytest.raises(InputError, match=r"holds 3 coders \(layer_3/average_l0_2, layers.5, layers.6\)"):
             load_coder(tmp_path)
         assert load_coder(tmp_path, hookpoint="layers.6").spec.hookpoint == "layers.6@out"
