@@ -263,7 +263,9 @@ def case_table(runner: Runner, name: str, rounds: int, tokens: int, kinds: tuple
         "|---|---|---|---|---|---|---|",
     ]
     for kind in kinds:
-        cpu, peak, base, disk = (statistics.median(row[key] for row in found[kind]) for key in ("cpu", "peak_mb", "base_mb", "disk"))
+        cpu, peak, base, disk = (
+            statistics.median(row[key] for row in found[kind]) for key in ("cpu", "peak_mb", "base_mb", "disk")
+        )
         size = f"{disk / tokens / K:.2f}" if disk else "-"
         lines.append(
             f"| {kind} | {cpu:.2f} | {tokens / cpu:,.0f} | {ratio(kind, 'encode')} | {ratio('delphi', kind)} "
@@ -279,7 +281,12 @@ def growth_table(runner: Runner, sizes: list[int]) -> list[str]:
     for tokens in sizes:
         peaks.append(figures := runner.run("ours", folder, tokens))
         print(f"{tokens} tokens: {figures}", file=sys.stderr, flush=True)
-    lines = ["## Peak memory of ours, small-16k", "", "| tokens | peak MB | base MB | CPU-s | bytes/activation |", "|---|---|---|---|---|"]
+    lines = [
+        "## Peak memory of ours, small-16k",
+        "",
+        "| tokens | peak MB | base MB | CPU-s | bytes/activation |",
+        "|---|---|---|---|---|",
+    ]
     lines += [
         f"| {tokens:,} | {row['peak_mb']:.0f} | {row['base_mb']:.0f} | {row['cpu']:.0f} | {row['disk'] / tokens / K:.2f} |"
         for tokens, row in zip(sizes, peaks, strict=True)

@@ -2,9 +2,8 @@
 
 A block of rows is multiplied with a slice of the latents at a time, into a buffer that stays in the cache. Of each group of
 `_GROUP` latents the maximum is taken; the k-th largest maximum so far is at most the row's k-th largest value, since k groups
-reach it. So the top k lie in groups that reach it when their slice is seen: some k / number of slices, and only those are looked
-into. The result is exact. Rows whose k-th value is tied are computed again for `torch.topk`, so that its choice among equals is
-kept.
+reach it. So the top k lie in groups that reach it when their slice is seen, and only those few are looked into. The result is
+exact. Rows whose k-th value is tied are computed again for `torch.topk`, so that its choice among equals is kept.
 """
 
 # Shapes: N rows, D input width, L latents, S latents of a slice, G groups of a slice, P groups looked into, M values found.
@@ -17,6 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from autointerp.coders.activations import TopK
+
 BLOCK_ROWS = 256
 _GROUP_BITS, _STRIDE_BITS = 4, 7
 _GROUP = 1 << _GROUP_BITS
@@ -26,9 +27,9 @@ SLICE = _GROUP * _STRIDE
 _TINY = np.nextafter(np.float32(0), np.float32(1))
 
 
-def is_worthwhile(width: int, k: int) -> bool:
+def is_worthwhile(activation: TopK, width: int) -> bool:
     """Return whether groups are many enough, compared with k, for most of them to be left alone."""
-    return width >= 4 * _GROUP * k
+    return not activation.signed and width >= 4 * _GROUP * activation.k
 
 
 class TopOfRows:
