@@ -25,6 +25,7 @@ from autointerp.store import (
 )
 from autointerp.store.latents import summarise, summarise_stream
 from autointerp.store.merge import cut
+from autointerp.store.runs import sort_by_key
 
 CTX_LEN = 16
 IDENTITY = Identity(ctx_len=CTX_LEN, subject_digest="sha256:subject", packing="fill")
