@@ -86,11 +86,13 @@ def tiny_sparsify(
 
     out = folder / hookpoint
     out.mkdir(parents=True, exist_ok=True)
+    directions = torch.nn.functional.normalize(normal(width, d), dim=1)
+    # A small step along the directions that fit best: it reconstructs a little, as `cache` wants of an SAE.
     tensors = {
-        "encoder.weight": normal(width, d),
-        "encoder.bias": 0.1 * normal(width),
-        "W_dec": normal(width, d),
-        "b_dec": 0.1 * normal(d),
+        "encoder.weight": directions,
+        "encoder.bias": 0.01 * normal(width),
+        "W_dec": 0.2 * directions,
+        "b_dec": 0.01 * normal(d),
     }
     if skip:
         tensors["W_skip"] = normal(d, d)

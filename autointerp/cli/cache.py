@@ -7,27 +7,15 @@ from typing import Any
 
 import click
 
-from autointerp.cli.options import bundled_source, resolve, settings_options
+from autointerp.cli.options import bundled_source, resolve, settings_options, token_count
 from autointerp.errors import ConfigError
-
-_UNITS = {"k": 1_000, "m": 1_000_000, "b": 1_000_000_000}
-
-
-def _count(_ctx: click.Context, _param: click.Parameter, value: str | None) -> int | None:
-    if value is None:
-        return None
-    text = value.strip().lower().replace("_", "").replace(",", "")
-    try:
-        return int(float(text[:-1]) * _UNITS[text[-1]]) if text[-1:] in _UNITS else int(text)
-    except ValueError:
-        raise click.BadParameter(f"{value!r} is no number of tokens; expected one such as 10M, 500k or 262144") from None
 
 
 @click.command("cache")
 @click.option("--subject", metavar="MODEL", help="Folder or hub id of a causal language model; or bundled:model.")
 @click.option("--corpus", metavar="SOURCE", help="stdlib | dataset id | .parquet | .jsonl | .txt | folder.  [default: stdlib]")
 @click.option("--coder", "coders", multiple=True, metavar="NAME=SOURCE[@@HOOKPOINT]", help="A sparse coder; may be repeated.")
-@click.option("--tokens", callback=_count, metavar="N", help="Stop after N tokens: 10M, 500k.  [default: 10M]")
+@click.option("--tokens", callback=token_count, metavar="N", help="Stop after N tokens: 10M, 500k.  [default: 10M]")
 @click.option("--ctx-len", type=int, help="Tokens per context.  [default: 256]")
 @click.option("--text-column", help="The column with the text.  [default: text]")
 @click.option("--messages", metavar="COLUMN", help="A column of chat messages, rendered with the subject's chat template.")
@@ -38,6 +26,7 @@ def _count(_ctx: click.Context, _param: click.Parameter, value: str | None) -> i
 @click.option("--device-map", help="Split the subject over devices, as accelerate does.")
 @click.option("--quantization", type=click.Choice(["4bit", "8bit"]), help="Quantise the subject with bitsandbytes.")
 @click.option("--memory-budget", metavar="SIZE", help="Memory for activations on their way to disk.  [default: 1GiB]")
+@click.option("--force", is_flag=True, default=None, help="Cache coders that do not seem to fit the subject, too.")
 @click.option("--out", type=click.Path(path_type=Path), help="The store.  [default: cache/SUBJECT]")
 @click.option(
     "--list-hookpoints",

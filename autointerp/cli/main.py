@@ -19,6 +19,7 @@ from autointerp.errors import AutointerpError, nearest
 COMMANDS: dict[str, str] = {
     "demo": "Run the whole pipeline on the bundled model; no LLM, no network.",
     "cache": "Run a subject model over a corpus and record where each latent fires.",
+    "coder": "Look at a sparse coder; check that it is read right.",
     "explain": "Write explanations of latents.",
     "score": "Grade explanations.",
     "run": "Run the stages that a TOML file describes.",

@@ -12,6 +12,7 @@ import click
 from autointerp.config import apply_settings, read_toml
 
 F = TypeVar("F", bound=Callable[..., Any])
+_UNITS = {"k": 1_000, "m": 1_000_000, "b": 1_000_000_000}
 
 
 class RedactKeys(logging.Filter):
@@ -96,3 +97,14 @@ def merged(base: dict[str, Any], flags: dict[str, Any]) -> dict[str, Any]:
         elif value is not None and value != ():
             result[key] = list(value) if isinstance(value, tuple) else str(value) if isinstance(value, Path) else value
     return result
+
+
+def token_count(_ctx: click.Context, _param: click.Parameter, value: str | None) -> int | None:
+    """Return the number that 10M, 500k or 262144 stands for."""
+    if value is None:
+        return None
+    text = value.strip().lower().replace("_", "").replace(",", "")
+    try:
+        return int(float(text[:-1]) * _UNITS[text[-1]]) if text[-1:] in _UNITS else int(text)
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is no number of tokens; expected one such as 10M, 500k or 262144") from None

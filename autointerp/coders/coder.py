@@ -73,7 +73,7 @@ class Coder:
     decoder_bias_E: Tensor
     activation: Activation
     skip_ED: Tensor | None = None
-    """Added to the output as ``x @ skip.T``, with x as it came in."""
+    """Added to the output as ``x @ skip.T``, with x as the hook gives it (:meth:`hooked`), before the coder's own rules."""
     subtract_decoder_bias: bool = False
     inputs: tuple[InputRule, ...] = ()
     """Applied in this order, before the bias is subtracted; `spec.reading` names them."""
@@ -104,6 +104,16 @@ class Coder:
         inputs = (*rules, *self.inputs)
         reading = {**self.spec.reading, "inputs": [rule.name for rule in inputs]}
         return replace(self, inputs=inputs, spec=replace(self.spec, reading=reading))
+
+    def hooked(self, x_ND: Tensor, /) -> Tensor:
+        """Return float32 [N, D] after the leading rules that are never undone: the tensor that the hook stands for."""
+        ready = x_ND.to(self.device, torch.float32)
+        for rule in self.inputs:
+            changed, undo = rule.apply(ready)
+            if undo is not None:
+                break
+            ready = changed
+        return ready
 
     @torch.no_grad()
     def encode(self, x_ND: Tensor, /) -> Acts:
@@ -173,7 +183,7 @@ class Coder:
         for undo in reversed(self._apply_inputs(x_ND)[1]):
             out_NE = out_NE * undo.scale_N1 + undo.shift_N1
         if self.skip_ED is not None:
-            out_NE += x_ND.to(self.device, torch.float32) @ self.skip_ED.T
+            out_NE += self.hooked(x_ND) @ self.skip_ED.T
         return out_NE
 
     def decoder_rows(self) -> Tensor:

@@ -18,11 +18,11 @@ from typing import Any, Literal
 from pydantic import ByteSize, Field, field_validator
 
 from autointerp import __version__
-from autointerp.coders.coder import Coder
 from autointerp.coders.load import load_coder
 from autointerp.config import RUNTIME, Config
 from autointerp.errors import ConfigError, IdentityError, InputError, Interrupted, ResourceError
 from autointerp.files import read_json
+from autointerp.jobs.coder_checks import absurd
 from autointerp.jobs.signals import StopFlag, listening
 from autointerp.jobs.token_progress import TokenProgress
 from autointerp.store.corpus import tokens_digest
@@ -32,6 +32,7 @@ from autointerp.store.reader import open_store
 from autointerp.store.vocab import write_vocabulary
 from autointerp.store.writer import StoreWriter
 from autointerp.subject.corpus import Context, Corpus, CorpusConfig
+from autointerp.subject.fidelity import Site, measure
 from autointerp.subject.model import Subject, load_subject
 from autointerp.subject.recorder import Reading, Recorder, TokenFilter
 from autointerp.subject.vocabulary import token_bytes
@@ -81,6 +82,8 @@ class CacheConfig(Config):
     """Memory for activations on their way to disk, such as ``512MB``; decides how long a run, the unit of resume, is."""
     contexts_per_run: int | None = Field(default=None, gt=0, json_schema_extra=RUNTIME)
     """Length of a run where the memory budget should not decide it."""
+    force: bool = Field(default=False, json_schema_extra=RUNTIME)
+    """Cache also what looks absurd: a coder that reconstructs worse than the mean, or far from its declared L0."""
     progress: bool | None = Field(default=None, json_schema_extra=RUNTIME)
     """True: a bar; False: log lines; None: what suits the terminal."""
 
@@ -130,7 +133,7 @@ class _Job:
             mark_template=self._filter.template,
         )
         self._batch_tokens = config.batch_tokens or (2048 if self._subject.device.type == "cpu" else 8192)
-        self._readings = {coder.name: _reading(coder, self._subject) for coder in config.coders}
+        self._readings = {coder.name: reading_of(coder, self._subject) for coder in config.coders}
         self._records = {coder.name: _record(coder, self._readings[coder.name], self._subject) for coder in config.coders}
 
     def run(self) -> Path:
@@ -139,6 +142,7 @@ class _Job:
         recorder = self._recorder(list(self._readings))
         stream = self._corpus.contexts()
         first = list(islice(stream, _PROBE_CONTEXTS))
+        self._check_coders(path, first)
         l0 = self._expected_l0(recorder, first)
         self._check_disk(path, l0)
         with StoreWriter.create_or_resume(
@@ -166,6 +170,23 @@ class _Job:
             writer.finish()
         self._summarise(path, recorder, wanted)
         return path
+
+    def _check_coders(self, path: Path, contexts: list[Context]) -> None:
+        """Refuse a coder that is not in the store yet and gives what no trained coder gives."""
+        there = open_store(path).coder_names if (path / MANIFEST).exists() else []
+        for name, reading in self._readings.items():
+            target = self._records[name].target
+            if self._config.force or name in there or (reading.coder.spec.is_transcoder and target is None):
+                continue
+            coder = reading.coder.to(self._subject.device)
+            site = Site(reading.hookpoint, target or reading.hookpoint)
+            found = measure(self._subject, coder, site, contexts, batch_tokens=self._batch_tokens, is_brief=True)
+            reason = absurd(coder.spec, found)
+            if reason is not None:
+                raise InputError(
+                    f"coder {name!r} does not fit {reading.hookpoint} of {self._subject.name}: {reason}; see "
+                    f"'autointerp coder check {coder.spec.source}', or cache it all the same with --force"
+                )
 
     def _record(self, writer: StoreWriter, recorder: Recorder, contexts: Iterator[Context]) -> None:
         """Read the corpus from its beginning; run the subject on the runs that are not committed."""
@@ -316,7 +337,11 @@ class _Job:
         logger.info("%s: %d tokens in %.1f s, %.0f tokens/s", path, store.num_tokens, seconds, store.num_tokens / seconds)
 
 
-def _reading(config: CoderConfig, subject: Subject) -> Reading:
+def reading_of(config: CoderConfig, subject: Subject) -> Reading:
+    """Return the coder and the full name of the hookpoint it reads.
+
+    Raises: InputError when no file says it, or the subject has no such hookpoint.
+    """
     coder = load_coder(config.source, hookpoint=config.hookpoint)
     hookpoint = config.hookpoint or coder.spec.hookpoint
     if hookpoint is None:
@@ -336,7 +361,7 @@ def _record(config: CoderConfig, reading: Reading, subject: Subject) -> CoderRec
         digest=spec.digest,
         width=spec.width,
         hookpoints=(reading.hookpoint,),
-        target=_target(reading.coder, reading.hookpoint, subject),
+        target=target_of(reading, subject),
         activation=spec.activation,
         k=spec.k,
         reading=dict(spec.reading),
@@ -349,13 +374,13 @@ def _record(config: CoderConfig, reading: Reading, subject: Subject) -> CoderRec
     )
 
 
-def _target(coder: Coder, hookpoint: str, subject: Subject) -> str | None:
+def target_of(reading: Reading, subject: Subject) -> str | None:
     """Return the full name of what a transcoder predicts: where its files name the module it reads, that module's output."""
-    spec = coder.spec
+    spec = reading.coder.spec
     if spec.target is None:
         return None
     if spec.hookpoint is not None and spec.target.rpartition("@")[0] == spec.hookpoint.rpartition("@")[0]:
-        return f"{hookpoint.rpartition('@')[0]}@out"
+        return f"{reading.hookpoint.rpartition('@')[0]}@out"
     try:
         return subject.resolve(spec.target)
     except InputError:

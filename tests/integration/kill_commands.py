@@ -41,7 +41,8 @@ def prepare(root):
     lines = [json.dumps({"text": " ".join(rng.choices(words, k=rng.randint(40, 160)))}) for _ in range(150)]
     (root / "corpus.jsonl").write_text("\n".join(lines) + "\n")
     return ["cache", "--subject", subject, "--corpus", root / "corpus.jsonl", "--ctx-len", "64", "--tokens", "16k",
-            "--coder", f"sae={sae}", "--coder", f"tc={transcoder}", "--set", "contexts_per_run=25", "--set", "batch_tokens=2048"]  # fmt: skip
+            "--coder", f"sae={sae}", "--coder", f"tc={transcoder}", "--set", "contexts_per_run=25", "--set", "batch_tokens=2048",
+            "--force"]  # fmt: skip
 
 
 def command(*args):

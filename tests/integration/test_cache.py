@@ -40,7 +40,14 @@ def settings(tiny_subject, tiny_sae, tiny_transcoder, corpus, tmp_path):
     def make(**changes):
         text = {"source": str(corpus), "ctx_len": 32, "num_tokens": None, "keep_columns": ["url"]} | changes.pop("corpus", {})
         coders = [{"name": "sae", "source": str(tiny_sae)}, {"name": "transcoder", "source": str(tiny_transcoder)}]
-        values = {"subject": str(tiny_subject), "corpus": text, "coders": coders, "out": tmp_path / "store", "device": "cpu"}
+        values = {
+            "subject": str(tiny_subject),
+            "corpus": text,
+            "coders": coders,
+            "out": tmp_path / "store",
+            "device": "cpu",
+            "force": True,
+        }
         return CacheConfig.parse(values | {"contexts_per_run": 12, "batch_tokens": 256, "progress": False} | changes)
 
     return make
