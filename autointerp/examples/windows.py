@@ -18,8 +18,8 @@ from autointerp.digest import hash64, seed_of
 from autointerp.protocols import Vocabulary
 
 _SPACE, _DIGITS, _SPACED_DIGITS = (np.uint64((1 << 32) + i) for i in range(3))
-_RANK_BITS = np.uint64(20)
 _TEXT_SEED = seed_of("normalised text")
+_PLACE_SEED = seed_of("place in a normalised text")
 _BLOCK_TOKENS = 1 << 19
 
 
@@ -153,10 +153,16 @@ def ragged(starts: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 def cut_tokens(tokens: np.ndarray, start: np.ndarray, length: np.ndarray, *, width: int) -> np.ndarray:
     """Return uint32 [E, width] cut from the flat tokens; 0 at and beyond each length."""
-    block = np.zeros((len(start), width), np.uint32)
-    column = np.arange(width)
-    valid = column < np.asarray(length)[:, None]
-    block[valid] = tokens[(np.asarray(start)[:, None] + column)[valid]]
+    start, length = np.asarray(start), np.asarray(length)
+    if len(tokens) < width:
+        tokens = np.append(tokens, np.zeros(width - len(tokens), tokens.dtype))
+    last = len(tokens) - width
+    block = np.lib.stride_tricks.sliding_window_view(tokens, width)[np.minimum(start, last)].astype(np.uint32, copy=False)
+    for row in np.flatnonzero(start > last).tolist():
+        block[row, : length[row]] = tokens[start[row] : start[row] + length[row]]
+    short = np.flatnonzero(length < width)
+    if len(short):
+        block[short] *= np.arange(width) < length[short, None]
     return block
 
 
@@ -181,8 +187,8 @@ def token_classes(vocabulary: Vocabulary, counts: np.ndarray) -> np.ndarray:
     occurs; those that do not are not looked up, nor those the vocabulary lacks.
     """
     classes = np.arange(len(counts), dtype=np.uint64)
-    for token in np.flatnonzero(counts[: len(vocabulary)]):
-        text = vocabulary.text(np.array([token], dtype=np.uint32))
+    ids = np.flatnonzero(counts[: len(vocabulary)])
+    for token, text in zip(ids.tolist(), _single_texts(vocabulary, ids), strict=True):
         if text.isspace():
             classes[token] = _SPACE
         elif text.isdecimal():
@@ -192,28 +198,59 @@ def token_classes(vocabulary: Vocabulary, counts: np.ndarray) -> np.ndarray:
     return classes
 
 
+def _single_texts(vocabulary: Vocabulary, ids: np.ndarray) -> list[str]:
+    """Return the text of each token alone."""
+    # One call for all, with a plain token after each: one whose bytes end inside a character shows there, and is asked alone.
+    between = next((token for token in ids if (text := vocabulary.text(np.array([token]))) and text.isascii()), None)
+    if between is None:
+        return [vocabulary.text(ids[i : i + 1]) for i in range(len(ids))]
+    woven = np.full(2 * len(ids), between)
+    woven[::2] = ids
+    pieces, plain = vocabulary.pieces(woven), vocabulary.text(np.array([between]))
+    return [pieces[2 * i] if pieces[2 * i + 1] == plain else vocabulary.text(ids[i : i + 1]) for i in range(len(ids))]
+
+
 def text_hashes(tokens: np.ndarray, lengths: np.ndarray, *, classes: np.ndarray) -> np.ndarray:
     """Return the uint64 [E] hash of each row's normalised text: codes in order, runs of whitespace and of digits as one."""
-    code = classes[tokens]
-    keep = np.arange(tokens.shape[1]) < np.asarray(lengths)[:, None]
-    here, before = code[:, 1:], code[:, :-1]
-    repeats = (here == _SPACE) & (before == _SPACE)
-    repeats |= (here == _DIGITS) & ((before == _DIGITS) | (before == _SPACED_DIGITS))
-    keep[:, 1:] &= ~repeats
-    rank = np.cumsum(keep, axis=1, dtype=np.uint64)
-    terms = hash64(_TEXT_SEED, (code << _RANK_BITS) | rank)
+    codes = hash64(_TEXT_SEED, classes)
+    return _text_hashes(tokens, lengths, codes=codes, kinds=_kinds(classes))
+
+
+def _kinds(classes: np.ndarray) -> np.ndarray:
+    """Return the uint8 [vocabulary] kind of each token: a bit for whitespace, digits, digits after whitespace, else 0."""
+    return np.asarray(sum((classes == code).astype(np.uint8) << i for i, code in enumerate((_SPACE, _DIGITS, _SPACED_DIGITS))))
+
+
+def _text_hashes(tokens: np.ndarray, lengths: np.ndarray, *, codes: np.ndarray, kinds: np.ndarray) -> np.ndarray:
+    # The sum over kept tokens of a random number of the code times a random odd number of its place among them, modulo 2^64.
+    num_rows, width = tokens.shape
+    places = hash64(_PLACE_SEED, np.arange(width)) | np.uint64(1)
+    kind = kinds[tokens]
+    here, before = kind[:, 1:], kind[:, :-1]
+    # Whitespace after whitespace, digits after digits or after digits that follow whitespace.
+    repeats = (here & before & 3) | ((here & 2) & ((before & 4) >> 1))
+    is_plain = (np.asarray(lengths) == width) & ~repeats.any(axis=1)
+    hashes = np.empty(num_rows, np.uint64)
+    hashes[is_plain] = codes[tokens[is_plain]] @ places
+    rest = np.flatnonzero(~is_plain)
+    keep = np.arange(width) < np.asarray(lengths)[rest, None]
+    keep[:, 1:] &= repeats[rest] == 0
+    place = np.maximum(np.cumsum(keep, axis=1) - 1, 0)
+    terms = codes[tokens[rest]] * places[place]
     terms[~keep] = 0
-    return np.asarray(terms.sum(axis=1, dtype=np.uint64))
+    hashes[rest] = terms.sum(axis=1, dtype=np.uint64)
+    return hashes
 
 
 def _hash_all(tokens: np.ndarray, start: np.ndarray, length: np.ndarray, *, width: int, classes: np.ndarray) -> np.ndarray:
     # In blocks: the intermediate arrays hold several 64-bit words per token.
     result = np.empty(len(start), np.uint64)
+    codes, kinds = hash64(_TEXT_SEED, classes), _kinds(classes)
     step = max(1, _BLOCK_TOKENS // width)
     for low in range(0, len(start), step):
         rows = slice(low, low + step)
         block = cut_tokens(tokens, start[rows], length[rows], width=width)
-        result[rows] = text_hashes(block, length[rows], classes=classes)
+        result[rows] = _text_hashes(block, length[rows], codes=codes, kinds=kinds)
     return result
 
 
