@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 
 import numpy as np
 from pydantic import Field, field_validator, model_validator
@@ -285,7 +286,7 @@ class _Cut:
         length = length.astype(np.int32)
         blocks, low = {}, 0
         for name in dict.fromkeys(names):
-            sources = tuple(source for piece in self._pieces if piece[0] == name for source in piece[5])
+            sources = tuple(chain.from_iterable(piece[5] for piece in self._pieces if piece[0] == name))
             # Copies: who keeps one block must not keep all of them in memory.
             rows = slice(low, low + len(sources))
             blocks[name] = Examples(
