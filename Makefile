@@ -17,7 +17,7 @@ TORCH_FLAGS = $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX),)
 export HF_HUB_DISABLE_TELEMETRY = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: help demo test test-unit test-browser test-vllm test-transformers4 lint format bench clean
+.PHONY: help demo test test-unit test-browser test-vllm test-transformers4 parity lint format bench clean
 
 help:  ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 22
@@ -60,8 +60,25 @@ test-vllm: $(VENV_VLLM)/.dev  ## real vLLM, over HTTP and in process (about 3 mi
 	VLLM_CPU_KVCACHE_SPACE=1 $(VENV_VLLM)/bin/python -m pytest tests/integration -m vllm $(PYTEST_FLAGS)
 
 test-transformers4: $(VENV_TF4)/.dev  ## subject, hooks and cache with the last transformers 4
-	$(VENV_TF4)/bin/python -m pytest tests/unit tests/integration/test_cache.py -n $(TEST_WORKERS) \
-		-k "subject or cache or coders" $(PYTEST_FLAGS)
+	$(VENV_TF4)/bin/python -m pytest tests/unit tests/integration/test_cache.py tests/integration/test_cache_device_map.py \
+		tests/integration/test_mamba.py -n $(TEST_WORKERS) -k "subject or cache or coders or mamba" $(PYTEST_FLAGS)
+
+# One environment for each publisher's package, in which nothing of ours is installed. Scripts without one use SAELens's.
+PUBLISHERS = $(patsubst tests/parity/%.txt,%,$(wildcard tests/parity/*.txt))
+PARITY_OUT ?= build/parity
+
+.venv-parity-%/.made: tests/parity/%.txt
+	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install $(PIP_FLAGS) $(TORCH_FLAGS) -c $< torch
+	$(@D)/bin/python -m pip install $(PIP_FLAGS) --no-deps -r $<
+	touch $@
+
+parity: $(VENV)/.dev $(PUBLISHERS:%=.venv-parity-%/.made)  ## coders saved and run by their publishers' packages, afresh, against ours
+	rm -rf $(PARITY_OUT)
+	for name in $(patsubst tests/parity/make_%.py,%,$(wildcard tests/parity/make_*.py)); do \
+		test -f tests/parity/$$name.txt && where=$$name || where=saelens; \
+		.venv-parity-$$where/bin/python -W ignore tests/parity/make_$$name.py --out $(PARITY_OUT) || exit 1; done
+	AUTOINTERP_PARITY=$(abspath $(PARITY_OUT)) $(VENV)/bin/python -m pytest tests/unit/test_parity.py $(PYTEST_FLAGS)
 
 lint: $(VENV)/.dev  ## ruff and mypy
 	$(VENV)/bin/ruff check .
@@ -76,4 +93,4 @@ bench: $(VENV)/.dev  ## every benchmark; each leaves a dated report in benchmark
 	$(VENV)/bin/python -m benchmarks
 
 clean:  ## remove the environments and caches, never results
-	rm -rf $(VENV) $(VENV_VLLM) $(VENV_TF4) .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(VENV_VLLM) $(VENV_TF4) .venv-parity-* build/parity .mypy_cache .ruff_cache .pytest_cache

@@ -22,7 +22,9 @@ from autointerp.records import Chat
 
 _VARIABLE = re.compile(r"\{\{\s*([A-Za-z_][A-Za-z0-9_]*)\s*\}\}")
 
-AnswerForm = Literal["marked_line", "list", "label"]
+AnswerForm = Literal["marked_line", "list", "label", "levels", "number", "numbers", "slots", "none"]
+SILENT: frozenset[str] = frozenset({"slots", "none"})
+"""Forms of prompts that nothing is written after: their own log-probabilities are read."""
 
 
 def _trimmed(text: str) -> str:
@@ -48,7 +50,9 @@ class PromptFile(Config):
     description: str
     """What the prompt is for; not part of its identity."""
     answer: AnswerForm
-    """``marked_line``: a line that begins with `marker`; ``list``: a JSON array of 0 and 1; ``label``: 0 or 1."""
+    """``marked_line``: a line that begins with `marker`; ``list``: a JSON array of 0 and 1; ``label``: 0 or 1; ``levels``: a
+    JSON array of integers 0 to 10; ``number``: one number; ``numbers``: numbers parted by commas, or ``none``; ``slots``: lines
+    of a token, a tab and a level, read without a reply; ``none``: plain text, read without a reply."""
     variables: tuple[str, ...]
     """Every variable that `user` and `reminder` use."""
     system: Message
@@ -57,7 +61,7 @@ class PromptFile(Config):
     """Worked examples; have no variables."""
     user: Message
     """Last message; may use the variables."""
-    reminder: Message
+    reminder: Message = ""
     """Sent after a reply that could not be read; may use the variables."""
     marker: str | None = None
     """For ``marked_line``: what the line with the answer begins with."""
@@ -84,6 +88,11 @@ class Prompt:
         if (file.marker is None) == (file.answer == "marked_line"):
             raise ConfigError(
                 f"{where} has answer = {file.answer!r} and marker = {file.marker!r}; a marker goes with 'marked_line'"
+            )
+        if (file.answer in SILENT) == bool(file.reminder):
+            found = "a reminder" if file.reminder else "no reminder"
+            raise ConfigError(
+                f"{where} has answer = {file.answer!r} and {found}; a reminder goes with prompts that are answered"
             )
         self.prompt_id = digest({"prompt": 1, **file.model_dump(mode="json", exclude={"description", "variables"})})
 

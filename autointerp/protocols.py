@@ -83,6 +83,8 @@ class Vocabulary(Protocol):
 class Needs:
     """What a method needs beyond examples; checked and named before any work starts."""
 
+    explanation: bool = True
+    """False for a scorer that grades the latent itself; it is given a blank explanation, and its rows are the latent's."""
     engine: bool = False
     labels: bool = False
     constraints: bool = False
@@ -133,6 +135,8 @@ class Scorer(Protocol):
     ) -> ScoreResult:
         """Return one verdict per example asked about and the metrics over them.
 
-        `scorer_id` is left empty; the runner fills it in. Failures of single requests become verdicts with a status.
+        `control`: the name of the control, None for the score itself. Under ``shuffled`` the explanation is another
+        latent's; a scorer that needs no explanation shuffles which windows are the latent's. `scorer_id` is left empty; the
+        runner fills it in. Failures of single requests become verdicts with a status.
         `latent.status` and `explanation.status` are ``ok``.
         """

@@ -32,8 +32,8 @@ RETRYABLE: frozenset[str] = frozenset({"no_reply"})
 UNSCORED: tuple[str, ...] = ("unparseable", "refused", "truncated", "no_reply", "too_long")
 """Reasons why a single example has no verdict; each has a ``num_<reason>`` column in the scores table."""
 
-Disjoint = Literal["document", "context", "unknown"]
-"""Unit by which the pools of a latent were separated."""
+Disjoint = Literal["document", "context", "unknown", "none"]
+"""Unit by which the pools of a latent were separated; ``none`` = examples that were explained are scored on purpose."""
 
 Pool = Literal["explain", "score", "validate"]
 Source = Literal["positive", "random", "same_token", "neighbour", "embedding", "shuffled_highlight", "none"]
@@ -74,6 +74,12 @@ class Examples:
             quantiles=self.quantiles[index],
             sources=tuple(self.sources[i] for i in index),
         )
+
+    def joined(self, other: Examples) -> Examples:
+        """Return these rows and then those of `other`, of windows of equal width."""
+        names = ("tokens", "activations", "lengths", "positions", "documents", "quantiles")
+        arrays = {name: np.concatenate([getattr(self, name), getattr(other, name)]) for name in names}
+        return Examples(**arrays, sources=self.sources + other.sources)
 
     @staticmethod
     def empty(width: int) -> Examples:
@@ -174,7 +180,11 @@ class Verdict:
     prompt_idx: int = 0
     """Which prompt of this (latent, scorer, control) held the example; examples that share one are not independent."""
     truths: tuple[float, ...] | None = None
-    answers: tuple[float, ...] | None = None
+    """What `answers` are compared with: activations by token, or 1 for the right choice and 0 for others."""
+    answers: tuple[float | None, ...] | None = None
+    """Predictions by token (None where there is none), or 1 for the choice made and 0 for others."""
+    value: float | None = None
+    """What the example is ranked by where that is no probability: a cosine, a difference of cosines, nats."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -270,6 +280,12 @@ class PromptLogprobs:
     """First prompt token that is wanted."""
     top: int = 0
     """How many alternatives at each."""
+    at: tuple[int, ...] = ()
+    """The prompt tokens whose alternatives are wanted, none = all; the others' would only fill logs."""
+
+    def top_at(self, position: int) -> int:
+        """Return how many alternatives of the prompt token number `position` are wanted."""
+        return self.top if not self.at or position in self.at else 0
 
 
 @dataclass(frozen=True, kw_only=True)

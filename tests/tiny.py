@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, MambaConfig, MambaForCausalLM, PreTrainedTokenizerFast
 
 TEXTS = [
     "def add(a, b):\n    return a + b\n\n\nclass Point:\n    def __init__(self, x, y):\n        self.x = x\n",
@@ -70,6 +70,20 @@ def tiny_subject(folder: Path, *, d: int = 32, layers: int = 3, bos: bool = True
     """Save a random Llama and its tokenizer as transformers does; return `folder`."""
     tokenizer = tiny_tokenizer(bos=bos)
     tiny_model(d=d, layers=layers, vocab_size=len(tokenizer), seed=seed).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def tiny_mamba(folder: Path, *, d: int = 32, layers: int = 3, seed: int = 0) -> Path:
+    """Save a random Mamba and its tokenizer as transformers does; return `folder`."""
+    tokenizer = tiny_tokenizer()
+    torch.manual_seed(seed)
+    config = MambaConfig(vocab_size=len(tokenizer), hidden_size=d, num_hidden_layers=layers, state_size=4, pad_token_id=1)
+    model = MambaForCausalLM(config)
+    for name, parameter in model.named_parameters():
+        if name.endswith(("weight", "D")):  # what it remembers and for how long stays as it starts
+            torch.nn.init.normal_(parameter, std=0.3)
+    model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 

@@ -15,6 +15,13 @@ from autointerp.errors import ConfigError
 @click.option("--subject", metavar="MODEL", help="Folder or hub id of a causal language model; or bundled:model.")
 @click.option("--corpus", metavar="SOURCE", help="stdlib | dataset id | .parquet | .jsonl | .txt | folder.  [default: stdlib]")
 @click.option("--coder", "coders", multiple=True, metavar="NAME=SOURCE[@@HOOKPOINT]", help="A sparse coder; may be repeated.")
+@click.option(
+    "--control",
+    "controls",
+    multiple=True,
+    metavar="KIND[:NAME]",
+    help="random-coder, reinit-subject or reinit-matched, of every coder or of NAME; see below.",
+)
 @click.option("--tokens", callback=token_count, metavar="N", help="Stop after N tokens: 10M, 500k.  [default: 10M]")
 @click.option("--ctx-len", type=int, help="Tokens per context.  [default: 256]")
 @click.option("--text-column", help="The column with the text.  [default: text]")
@@ -23,7 +30,7 @@ from autointerp.errors import ConfigError
 @click.option("--token-filter", help="Activations dropped: bos, special, template, first:N, none.  [default: bos]")
 @click.option("--device", help="auto, cpu, cuda, cuda:1, mps.  [default: auto]")
 @click.option("--dtype", help="auto, float32, bfloat16, float16; coders always run in float32.  [default: auto]")
-@click.option("--device-map", help="Split the subject over devices, as accelerate does.")
+@click.option("--device-map", help="Split the subject as accelerate does: auto, or JSON {module: device, cpu or disk}.")
 @click.option("--quantization", type=click.Choice(["4bit", "8bit"]), help="Quantise the subject with bitsandbytes.")
 @click.option("--memory-budget", metavar="SIZE", help="Memory for activations on their way to disk.  [default: 1GiB]")
 @click.option("--force", is_flag=True, default=None, help="Cache coders that do not seem to fit the subject, too.")
@@ -41,6 +48,7 @@ def command(
     settings: tuple[str, ...],
     subject: str | None,
     coders: tuple[str, ...],
+    controls: tuple[str, ...],
     keep_columns: str | None,
     list_hookpoints: str | None,
     **flags: Any,
@@ -51,6 +59,18 @@ def command(
     The bundled model:  autointerp cache --subject bundled:model --coder sae=bundled:sae@@layers.2 --tokens 262k
     Your own:           autointerp cache --subject google/gemma-2-2b --corpus monology/pile-uncopyrighted \\
                           --coder res12=google/gemma-scope-2b-pt-res:layer_12/width_16k/average_l0_82 --tokens 10M
+    \b
+    A coder's SOURCE: a folder, file or hub id OWNER/REPO[@REVISION][:FOLDER] in a published format, or
+      neurons:MODULE[?k=32][&rotate=SEED]   an MLP's neurons: the k largest of a token, optionally in a rotated basis;
+                                            MODULE is the MLP (layers.2.mlp) or its down projection
+      directions:FILE[?threshold=T]@@HOOKPOINT   probes or steering vectors [number, width] in .safetensors or .npz;
+                                            each sign is a latent, active where it exceeds T (default 0)
+      module:function                       returns an autointerp.coders.coder.Coder
+    \b
+    Controls become coders of the same store, named after the coder they are of:
+      random-coder     NAME-random  random unit directions, as wide and with as many active latents as the coder
+      reinit-subject   NAME-reinit  the same coder on the subject with every weight drawn anew (a second model in memory)
+      reinit-matched   NAME-reinit-matched  the same, with the vectors brought to the trained subject's mean and spread
     \b
     A coder's hookpoint (MODULE.PATH@in or @out) is read from its files where they say it; @@HOOKPOINT states it.
     The same command resumes after a kill; with one more --coder it adds that coder to a finished store.
@@ -69,7 +89,7 @@ def command(
         "keep_columns": keep_columns.split(",") if keep_columns else None,
     }
     given = {name: value for name, value in corpus.items() if value is not None}
-    flags |= {"corpus": given, "coders": [_coder(text) for text in coders] or None}
+    flags |= {"corpus": given, "coders": [_coder(text) for text in coders] or None, "controls": controls}
     if subject is not None:
         flags["subject"] = str(bundled_source(subject))
         flags["out"] = flags["out"] or Path("cache") / Path(subject.removeprefix("bundled:")).name

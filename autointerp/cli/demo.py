@@ -12,11 +12,16 @@ import click
 @click.option("--store", type=click.Path(path_type=Path), default=Path("cache/demo"), show_default=True, help="Store to write.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("results/demo"), show_default=True, help="Results folder.")
 @click.option("--tokens", type=int, default=262_144, show_default=True, help="Tokens of held-out standard library to cache.")
-@click.option("--latents", default="random:150", show_default=True, help="Latents of each of the two coders.")
+@click.option("--latents", default="random:150", show_default=True, help="Latents of each coder.")
+@click.option(
+    "--controls",
+    is_flag=True,
+    help="Six coders in one table: SAE, second seed, skip transcoder, neurons, random directions, untrained model.",
+)
 @click.option(
     "--llm", "engine", metavar="SPEC", help="Let an LLM explain and judge, such as openai:MODEL@http://localhost:8000/v1."
 )
-def command(store: Path, out: Path, tokens: int, latents: str, engine: str | None) -> None:
+def command(store: Path, out: Path, tokens: int, latents: str, controls: bool, engine: str | None) -> None:
     """Run the whole pipeline on the bundled model; no LLM, no network.
 
     Caches two sparse coders of a small language model over modules of Python's standard library that it never saw, explains
@@ -25,5 +30,7 @@ def command(store: Path, out: Path, tokens: int, latents: str, engine: str | Non
     """
     from autointerp.demo.run import run_demo
 
-    code = run_demo(store=store, results=out, num_tokens=tokens, latents=latents, engine=engine, say=click.echo)
+    code = run_demo(
+        store=store, results=out, num_tokens=tokens, latents=latents, engine=engine, say=click.echo, controls=controls
+    )
     sys.exit(code)

@@ -9,6 +9,8 @@ from __future__ import annotations
 import logging
 import sys
 from importlib import import_module
+from inspect import cleandoc
+from keyword import iskeyword
 
 import click
 
@@ -19,6 +21,7 @@ from autointerp.errors import AutointerpError, nearest
 COMMANDS: dict[str, str] = {
     "demo": "Run the whole pipeline on the bundled model; no LLM, no network.",
     "cache": "Run a subject model over a corpus and record where each latent fires.",
+    "import": "Turn what other tools recorded into a store.",
     "coder": "Look at a sparse coder; check that it is read right.",
     "explain": "Write explanations of latents.",
     "score": "Grade explanations.",
@@ -32,6 +35,16 @@ COMMANDS: dict[str, str] = {
 """Name and short help of each command, so that ``--help`` imports none of them."""
 
 
+def _with_line_breaks(command: click.Command) -> click.Command:
+    """Turn the line "backslash b" of raw docstrings into what makes click leave a paragraph's lines as they are."""
+    if command.help:
+        command.help = cleandoc(command.help).replace("\n\\b\n", "\n\n\b\n").replace("\\\\", "\\")
+    if isinstance(command, click.Group):
+        for child in command.commands.values():
+            _with_line_breaks(child)
+    return command
+
+
 class LazyGroup(click.Group):
     """A group that knows its commands' names and imports one only to run it."""
 
@@ -41,8 +54,9 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = import_module(f"autointerp.cli.{cmd_name}").command
-        return command
+        module = f"{cmd_name}_" if iskeyword(cmd_name) else cmd_name
+        command: click.Command = import_module(f"autointerp.cli.{module}").command
+        return _with_line_breaks(command)
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
         if args and args[0] not in COMMANDS and not args[0].startswith("-"):
@@ -77,6 +91,9 @@ def cli(verbose: int, quiet: bool) -> None:
     logger.handlers[:] = [handler]
     logger.setLevel(level)
     logger.propagate = False
+
+
+_with_line_breaks(cli)
 
 
 def main(args: list[str] | None = None) -> None:

@@ -68,6 +68,22 @@ def engine_flags(engine: str | None, flags: dict[str, Any]) -> dict[str, Any]:
     return {"engine": engine, "engine_options": {name: value for name, value in limits.items() if value is not None}}
 
 
+SCORERS = (
+    "detection, fuzzing, simulation, surprisal, embedding, intruder, example_embedding, saebench, delphi_detection, "
+    "delphi_fuzzing, module:Class, or all whose needs are met; may be repeated.  [default: detection and fuzzing]"
+)
+"""Help of ``--scorer``."""
+
+_DEFAULT = ("detection", "fuzzing")
+_CLASSIFIERS = (*_DEFAULT, "delphi_detection", "delphi_fuzzing")
+
+
+def judged_by(judge: str, scorers: tuple[str, ...]) -> dict[str, dict[str, str]]:
+    """Return the options that make the named scorers use `judge`, where they can: classifiers and scorers of one's own."""
+    named = [name for scorer in scorers or _DEFAULT for name in (_CLASSIFIERS if scorer == "all" else (scorer,))]
+    return {name: {"judge": judge} for name in named if name in _CLASSIFIERS or ":" in name}
+
+
 def bundled_source(source: Path | str) -> Path | str:
     """Return the folder of ``bundled:NAME``, or `source` as it is."""
     from autointerp.demo import bundled

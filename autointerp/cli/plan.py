@@ -7,7 +7,16 @@ from typing import Any
 
 import click
 
-from autointerp.cli.options import bundled_source, engine_flags, engine_options, resolve, settings_options, stage_options
+from autointerp.cli.options import (
+    SCORERS,
+    bundled_source,
+    engine_flags,
+    engine_options,
+    judged_by,
+    resolve,
+    settings_options,
+    stage_options,
+)
 
 
 @click.command("plan")
@@ -16,9 +25,8 @@ from autointerp.cli.options import bundled_source, engine_flags, engine_options,
     "--out", "results", type=click.Path(path_type=Path), help="The results folder, if there is one.  [default: results/STORE]"
 )
 @click.option("--explainer", help="default, lexical or module:Class.  [default: default]")
-@click.option(
-    "--scorer", "scorers", multiple=True, help="detection, fuzzing or module:Class; may be repeated.  [default: both]"
-)
+@click.option("--scorer", "scorers", multiple=True, help=SCORERS)
+@click.option("--embedder", metavar="SPEC", help="For scorers that compare texts by embeddings: a name or module:Class.")
 @click.option("--control/--no-control", "control", default=True, help="Count the shuffled control, too.  [default: on]")
 @click.option("--sample", type=int, default=32, show_default=True, help="Latents whose requests are built and counted.")
 @stage_options
@@ -29,6 +37,7 @@ def command(
     config_file: Path | None,
     settings: tuple[str, ...],
     scorers: tuple[str, ...],
+    embedder: str | None,
     control: bool,
     sample: int,
     engine: str | None,
@@ -51,10 +60,11 @@ def command(
     flags["controls"] = ("shuffled",) if control else None
     config = ExplainConfig.parse(resolve("explain", config_file, settings, flags), where="plan")
     scoring: dict[str, Any] = {"engine": config.engine, "engine_options": config.engine_options, "controls": config.controls}
+    scoring["embedder"] = embedder
     if scorers:
         scoring["scorers"] = scorers
     if config.engine is None:
-        scoring["options"] = {name: {"judge": "rule"} for name in scorers or ("detection", "fuzzing")}
+        scoring["options"] = judged_by("rule", scorers)
     estimates = plan_pipeline(config, scoring, sample=sample)
     for estimate in estimates:
         click.echo(estimate.text())

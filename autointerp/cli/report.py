@@ -14,8 +14,10 @@ import click
 def command(results: Path, out: Path | None, limit: int | None) -> None:
     """Write static pages: an index, and a page per latent with its contexts, explanation and scores.
 
-    They open from disk, without a network.
+    They open from disk, without a network. The headline scores are printed, controls below the coder they are of.
     """
     from autointerp.reports import report
+    from autointerp.reports.terminal import summary_table
 
+    click.echo(summary_table(results))
     click.echo(f"report: {report(results, out, limit=limit)}")

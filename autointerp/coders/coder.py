@@ -1,6 +1,7 @@
 """The sparse coder: what it reads, how it encodes, how it decodes. Always float32, whatever comes in.
 
-Owns the equation that all formats share: x -> input rule -> minus b_dec or not -> linear -> activation, and back.
+Owns the equation that all formats share: x -> input rule -> minus b_dec or not -> linear -> activation, and back. Only matching
+pursuit has no linear step: it is given the vectors.
 Formats (one module each) decide the tensors and the rules; nothing here opens a file.
 """
 
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from autointerp.coders.activations import Activation, Acts, TopK
+from autointerp.coders.activations import Activation, Acts, MatchingPursuit, TopK
 from autointerp.coders.inputs import InputRule, Undo
 from autointerp.coders.top_of_rows import BLOCK_ROWS, TopOfRows, is_worthwhile
 from autointerp.errors import InputError
@@ -50,6 +51,8 @@ class CoderSpec:
     target: str | None = None
     """Hookpoint that a transcoder predicts; None for an SAE."""
     is_transcoder: bool = False
+    reconstructs: bool = True
+    """Whether it was made to reconstruct or predict; neurons, given directions and random ones were not."""
     reading: Mapping[str, Any] = field(default_factory=dict)
     """Rules that change the activations (``subtract_b_dec``, ``signed``, ``inputs``), as JSON values: part of the identity."""
     model: str | None = None
@@ -60,6 +63,8 @@ class CoderSpec:
     """Fields that no file states -> what they were taken from, such as ``{"k": "the repository's name"}``."""
     notes: tuple[str, ...] = ()
     """What a user should know about the release, one sentence each."""
+    labels: tuple[str, ...] = ()
+    """A name for each latent, where the source gives names; else empty."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,20 +72,23 @@ class Coder:
     """A sparse coder on one hookpoint."""
 
     spec: CoderSpec
-    encoder_LD: Tensor
+    encoder_LD: Tensor | None
+    """None is the identity: latent l is coordinate l of what comes in, and nothing is multiplied."""
     encoder_bias_L: Tensor
     decoder_LE: Tensor
     decoder_bias_E: Tensor
-    activation: Activation
+    activation: Activation | MatchingPursuit
     skip_ED: Tensor | None = None
     """Added to the output as ``x @ skip.T``, with x as the hook gives it (:meth:`hooked`), before the coder's own rules."""
     subtract_decoder_bias: bool = False
     inputs: tuple[InputRule, ...] = ()
     """Applied in this order, before the bias is subtracted; `spec.reading` names them."""
+    decoded_shift_L: Tensor | None = None
+    """Added to each activation when it is decoded, never to what :meth:`encode` gives: a bias behind the encoder."""
 
     @property
     def device(self) -> torch.device:
-        return self.encoder_LD.device
+        return self.decoder_LE.device
 
     def to(self, device: str | torch.device) -> Coder:
         """Return the coder with its tensors on `device`; itself when they are there."""
@@ -89,12 +97,13 @@ class Coder:
             return self
         return replace(
             self,
-            encoder_LD=self.encoder_LD.to(target),
+            encoder_LD=None if self.encoder_LD is None else self.encoder_LD.to(target),
             encoder_bias_L=self.encoder_bias_L.to(target),
             decoder_LE=self.decoder_LE.to(target),
             decoder_bias_E=self.decoder_bias_E.to(target),
             activation=self.activation.to(target),
             skip_ED=None if self.skip_ED is None else self.skip_ED.to(target),
+            decoded_shift_L=None if self.decoded_shift_L is None else self.decoded_shift_L.to(target),
         )
 
     def reading_through(self, *rules: InputRule) -> Coder:
@@ -140,8 +149,9 @@ class Coder:
                 "name the hookpoint it was trained on"
             )
         width, is_cpu = self.spec.width, self.device.type == "cpu"
-        if isinstance(self.activation, TopK) and is_cpu and is_worthwhile(self.activation, width):
-            yield from self._top_chunks(x_ND, self.activation.k)
+        rule = self.activation
+        if is_cpu and self.encoder_LD is not None and isinstance(rule, TopK) and is_worthwhile(rule, width):
+            yield from self._top_chunks(x_ND, TopOfRows(self.encoder_LD, self.encoder_bias_L, rule.k))
             return
         latents = width if self.activation.needs_all_latents else min(width, _LATENTS_PER_CHUNK * (1 if is_cpu else 8))
         fitting = CHUNK_BYTES * (1 if is_cpu else 256) // (4 * latents)
@@ -150,12 +160,13 @@ class Coder:
             ready_ND = self._ready(x_ND[first_row : first_row + rows])
             for first in range(0, width, latents):
                 stop = min(first + latents, width)
-                pre_NL = F.linear(ready_ND, self.encoder_LD[first:stop], self.encoder_bias_L[first:stop])
-                acts = self.activation.apply(pre_NL, first)
+                if isinstance(self.activation, MatchingPursuit):
+                    acts = self.activation.pursue(ready_ND, self.decoder_LE)
+                else:
+                    acts = self.activation.apply(self._pre_activations(ready_ND, first, stop), first)
                 yield Acts(rows=acts.rows + first_row, latents=acts.latents, values=acts.values) if first_row else acts
 
-    def _top_chunks(self, x_ND: Tensor, k: int) -> Iterator[Acts]:
-        top = TopOfRows(self.encoder_LD, self.encoder_bias_L, k)
+    def _top_chunks(self, x_ND: Tensor, top: TopOfRows) -> Iterator[Acts]:
         step = BLOCK_ROWS * _BLOCKS_PER_CHUNK
         for first_chunk in range(0, len(x_ND), step):
             blocks = []
@@ -179,7 +190,10 @@ class Coder:
         step = max(1, CHUNK_BYTES // (4 * self.spec.d_out))
         for start in range(0, len(acts), step):
             part = slice(start, start + step)
-            out_NE.index_add_(0, acts.rows[part], self.decoder_LE[acts.latents[part]] * acts.values[part, None])
+            latents, values = acts.latents[part], acts.values[part]
+            if self.decoded_shift_L is not None:
+                values = values + self.decoded_shift_L[latents]
+            out_NE.index_add_(0, acts.rows[part], self.decoder_LE[latents] * values[:, None])
         for undo in reversed(self._apply_inputs(x_ND)[1]):
             out_NE = out_NE * undo.scale_N1 + undo.shift_N1
         if self.skip_ED is not None:
@@ -193,6 +207,13 @@ class Coder:
     def describe(self) -> dict[str, Any]:
         """Return the spec and whether there is a skip connection, as JSON values."""
         return asdict(self.spec) | {"reading": dict(self.spec.reading), "has_skip": self.skip_ED is not None}
+
+    def _pre_activations(self, ready_ND: Tensor, first: int, stop: int) -> Tensor:
+        """Return new float32 [N, stop - first]."""
+        bias = self.encoder_bias_L[first:stop]
+        if self.encoder_LD is None:
+            return ready_ND[:, first:stop] + bias
+        return F.linear(ready_ND, self.encoder_LD[first:stop], bias)
 
     def _ready(self, x_ND: Tensor) -> Tensor:
         ready, _ = self._apply_inputs(x_ND)

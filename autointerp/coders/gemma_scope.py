@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from autointerp.coders.activations import JumpRelu
+from autointerp.coders.assemble import BOS_NOTE
 from autointerp.coders.coder import Coder, CoderSpec
 from autointerp.coders.inputs import InputRule, Rms
 from autointerp.coders.tensors import digest_tensors, read_npz, take
@@ -22,7 +23,9 @@ MARKER = "params.npz"
 IS_FILE = False
 OPTIONS: Mapping[str, str] = {}
 _LAYER = re.compile(r"layer_(\d+)")
-_SITE = re.compile(r"gemma-scope-[\w.]+-(?:pt|it)-(res|mlp|att|transcoders)\b")
+_SITE = re.compile(r"gemma-scope-(?:2b|9b|27b)-(?:pt|it)-(res|mlp|att|transcoders)\b")
+_MODEL = re.compile(r"gemma-scope-(2b|9b|27b)-(pt|it)-")
+_L0 = re.compile(r"average_l0_(\d+)")
 _NAMES = ("W_enc", "W_dec", "b_enc", "b_dec", "threshold")
 
 
@@ -75,6 +78,10 @@ def load(folder: Path, options: Mapping[str, str]) -> Coder:
                 "inputs": [rule.name for rule in inputs],
                 "embedding_scaled": site == "embedding",
             },
+            model=_model(folder),
+            l0=float(l0[1]) if (l0 := _L0.fullmatch(folder.name)) else None,
+            inferred=dict.fromkeys(("hookpoint", "model", "l0"), "the path") if hookpoint else {},
+            notes=(BOS_NOTE,),
         ),
         encoder_LD=encoder.T.contiguous(),
         encoder_bias_L=tensors["b_enc"],
@@ -83,6 +90,11 @@ def load(folder: Path, options: Mapping[str, str]) -> Coder:
         activation=JumpRelu(tensors["threshold"]),
         inputs=inputs,
     )
+
+
+def _model(folder: Path) -> str | None:
+    match = _MODEL.search(folder.as_posix())
+    return f"google/gemma-2-{match[1]}{'-it' if match[2] == 'it' else ''}" if match else None
 
 
 def _hookpoint(folder: Path) -> tuple[str | None, str | None, str | None]:

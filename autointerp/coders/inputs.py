@@ -8,11 +8,15 @@ its gain); some belong to the coder, and these are undone on what it decodes. Al
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
+
+CENTRED_HOOK = re.compile(r"(?:.*\.)?hook_(?:resid_pre|resid_mid|resid_post|attn_out|mlp_out|embed)")
+"""What TransformerLens centres: everything that a LayerNorm model's blocks read from and write to their residual stream."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,21 @@ class Standardise:
         mean = x_ND.mean(dim=1, keepdim=True)
         std = (x_ND - mean).std(dim=1, keepdim=True)
         return (x_ND - mean) / (std + self.eps), Undo(std, mean)
+
+
+@dataclass(frozen=True)
+class Matched:
+    """x moved and scaled to another mean and spread, all coordinates by one factor; not undone."""
+
+    mean_D: Tensor
+    """What `x` has."""
+    wanted_mean_D: Tensor
+    scale: float
+    """Wanted spread over the one `x` has."""
+    name: ClassVar[str] = "matched"
+
+    def apply(self, x_ND: Tensor, /) -> tuple[Tensor, None]:
+        return (x_ND - self.mean_D.to(x_ND.device)) * self.scale + self.wanted_mean_D.to(x_ND.device), None
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Finding a coder: a folder or file, a repository with many coders, a hub id, or a function of the user's.
+"""Finding a coder: a folder or file, a repository with many coders, a hub id, given directions, or a function of the user's.
 
 A format is one module with
 
@@ -23,13 +23,36 @@ from pathlib import Path
 from typing import Protocol, cast
 from urllib.parse import parse_qsl
 
+from autointerp.coders import directions
 from autointerp.coders.coder import Coder
+from autointerp.coders.refused import refusal
+from autointerp.coders.tensors import check_readable
 from autointerp.errors import InputError, nearest
 
 FORMATS: dict[str, str] = {
     "sparsify": "autointerp.coders.sparsify",
     "gemma_scope": "autointerp.coders.gemma_scope",
+    "saelens": "autointerp.coders.saelens",
+    "dictionary_learning": "autointerp.coders.dictionary_learning",
+    "gemma_scope_2": "autointerp.coders.gemma_scope_2",
+    "gemma_scope_2_clt": "autointerp.coders.gemma_scope_2_clt",
+    "llama_scope": "autointerp.coders.llama_scope",
+    "llama_scope_r1": "autointerp.coders.llama_scope_r1",
+    "llamascopium": "autointerp.coders.llamascopium",
+    "openai_gpt2": "autointerp.coders.openai_gpt2",
+    "goodfire": "autointerp.coders.goodfire",
+    "deepseek_r1": "autointerp.coders.deepseek_r1",
+    "qwen_scope": "autointerp.coders.qwen_scope",
+    "circuit_tracer": "autointerp.coders.circuit_tracer",
+    "circuit_tracer_clt": "autointerp.coders.circuit_tracer_clt",
+    "batch_topk": "autointerp.coders.batch_topk",
+    "e2e_sae": "autointerp.coders.e2e_sae",
+    "dunefsky": "autointerp.coders.dunefsky",
+    "attn_saes": "autointerp.coders.attn_saes",
 }
+
+MADE_FROM_SUBJECT = ("neurons",)
+"""Sources ``KIND:MODULE`` that are no files: whoever has the subject makes them, see `subject.neurons`."""
 
 _HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?(?::(?P<folder>[\w./@-]+))?")
 _DOTTED = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
@@ -53,14 +76,20 @@ def load_coder(source: str | Path, *, hookpoint: str | None = None, device: str 
     """Return the coder at `source`.
 
     `source` is a folder or file with one coder, a folder with several (`hookpoint` then says which, by its published name),
-    ``OWNER/REPO[@REVISION][:FOLDER]`` on the hub, or ``module:function`` that returns a `Coder` when called without arguments.
+    ``OWNER/REPO[@REVISION][:FOLDER]`` on the hub, ``directions:FILE`` (see `coders.directions`), or ``module:function`` that
+    returns a `Coder` when called without arguments.
     ``?NAME=VALUE&...`` after it chooses among a format's readings; ``?format=NAME`` names the format where two would do.
 
     Raises: InputError when there is no coder, or more than one, or no such reading; StoreError when its files are damaged.
     """
     text = str(source)
-    place, options = _options(text)
+    place, options = split_options(text)
     path = Path(place).expanduser()
+    kind, _, rest = place.partition(":")
+    if kind == directions.KIND and rest:
+        return directions.load(Path(rest).expanduser(), options, source=text).to(device)
+    if kind in MADE_FROM_SUBJECT and rest:
+        raise InputError(f"coder {text} is made from a subject's weights and no subject is loaded here; name it in `cache`")
     if path.exists():
         return _load(path, hookpoint, options).to(device)
     if _DOTTED.fullmatch(place):
@@ -107,7 +136,11 @@ def format_of(path: Path, wanted: str | None = None) -> Format | None:
     return next(iter(found.values()), None)
 
 
-def _options(text: str) -> tuple[str, dict[str, str]]:
+def split_options(text: str) -> tuple[str, dict[str, str]]:
+    """Return the source and its options.
+
+    Raises: InputError when what follows the question mark is not ``NAME=VALUE&NAME=VALUE``.
+    """
     place, _, query = text.partition("?")
     try:
         return place, dict(parse_qsl(query, strict_parsing=True)) if query else {}
@@ -126,6 +159,9 @@ def _load(path: Path, hookpoint: str | None, options: Mapping[str, str]) -> Code
                 raise InputError(f"{path}: a coder of this format has no reading {name!r}; {nearest(name, module.OPTIONS)}")
         return module.load(path, chosen)
     if path.is_file():
+        if (why := refusal(path)) is not None:
+            raise InputError(why)
+        check_readable(path)
         raise InputError(f"coder {path} is a file of no known format; give the folder that holds it")
     return _load(_choose(path, hookpoint), None, options)
 
@@ -144,10 +180,22 @@ def _choose(folder: Path, hookpoint: str | None) -> Path:
     if found:
         shown = ", ".join(list(found)[:12]) + (", ..." if len(found) > 12 else "")
         raise InputError(f"{folder} holds {len(found)} coders ({shown}); give the folder of one of them")
+    if (why := refusal(folder)) is not None:
+        raise InputError(why)
+    for path in sorted(folder.rglob("*")):
+        if len(path.relative_to(folder).parts) <= _DEPTH:
+            check_readable(path)
     names = sorted(path.name for path in folder.iterdir())
     shown = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
-    known = "; ".join(module.DESCRIPTION for module in _formats().values())
-    raise InputError(f"{folder} holds no coder of a known format; found {shown or 'nothing'}; the formats are {known}")
+    similar = [module.DESCRIPTION for module in _formats().values() if any(folder.glob(module.MARKER))]
+    if similar:
+        raise InputError(
+            f"{folder} holds no coder of a known format, though it has files of such names ({shown}): "
+            f"their contents are not those of {' or '.join(similar)}"
+        )
+    raise InputError(
+        f"{folder} holds no coder of a known format; found {shown or 'nothing'}; the formats are {', '.join(_formats())}"
+    )
 
 
 def _bare(hookpoint: str) -> str:
@@ -209,24 +257,26 @@ def _around(name: str) -> list[str]:
     name = name.strip("/")
     above = [parent.as_posix() for parent in Path(name).parents]
     described = [f"{parent}/*.{kind}".removeprefix("./") for parent in above for kind in ("json", "yaml")]
-    return [name, f"{name}/*", *described]
+    # The one format that spreads a coder over two files of a folder with many.
+    decoder = [name.replace("W_enc_", "W_dec_")] if "W_enc_" in name else []
+    return [name, f"{name}/*", *decoder, *described]
 
 
 def _patterns(files: list[str], hookpoint: str | None, repo: str) -> list[str]:
     """Return what to download of a repository: the one coder that is wanted."""
-    names = sorted(
-        {
-            _path_of(Path(name), module).as_posix()
-            for name in files
-            for module in _formats().values()
-            if Path(name).match(module.MARKER)
-        }
-    )
+    folders: set[str] = set()
+    single: set[str] = set()
+    for name in files:
+        for module in _formats().values():
+            if Path(name).match(module.MARKER):
+                (single if module.IS_FILE else folders).add(_path_of(Path(name), module).as_posix())
+    # Markers of files are broad: what lies in a coder's folder is part of that coder.
+    names = sorted(folders | {name for name in single if Path(name).parent.as_posix() not in folders})
     if hookpoint is not None:
         names = [name for name in names if _bare(hookpoint) in name.removeprefix("model.").split("/")] or names
     if len(names) > 1:
         shown = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
         raise InputError(f"{repo} holds {len(names)} coders ({shown}); name one as {repo}:FOLDER")
     if not names:
-        return ["*.json"]
+        return ["*.json", "*.yaml"]
     return ["*"] if names[0] == "." else _around(names[0])

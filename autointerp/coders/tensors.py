@@ -6,6 +6,7 @@ import hashlib
 import json
 import zipfile
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -17,8 +18,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from autointerp.errors import StoreError
+from autointerp.files import read_json
 
 _BLOCK = 1 << 24
+_STAND_INS = ("sae_training.config.LanguageModelSAERunnerConfig",)
+"""Classes whose instances lie in published files beside the tensors: read as an empty class that holds their attributes."""
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -50,13 +54,15 @@ def read_pickle(path: Path) -> Any:
 
     Raises: StoreError when it is missing, damaged, or would run code (``weights_only``, design invariant 9).
     """
+    stand_ins: list[Any] = [(type(name.rpartition(".")[2], (), {}), name) for name in _STAND_INS]
     try:
-        try:
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except RuntimeError as error:
-            if "mmap can only be used" not in str(error):
-                raise
-            return torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(stand_ins):
+            try:
+                return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            except RuntimeError as error:
+                if "mmap can only be used" not in str(error):
+                    raise
+                return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise StoreError(f"{path} does not exist") from None
     except UnpicklingError as error:
@@ -70,14 +76,47 @@ def read_pickle(path: Path) -> Any:
         ) from error
 
 
-def read_npz(path: Path) -> dict[str, Tensor]:
-    """Return the arrays of an npz file as tensors; pickled members are refused.
+def pickle_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Return the shapes in a torch file by tensor name (``TABLE.NAME`` one table down); empty when it cannot be read."""
+    try:
+        status = path.stat()
+        return _pickle_shapes(path, status.st_mtime_ns, status.st_size)
+    except (StoreError, OSError):
+        return {}
+
+
+@lru_cache(maxsize=256)
+def _pickle_shapes(path: Path, mtime_ns: int, size: int) -> dict[str, tuple[int, ...]]:
+    value = read_pickle(path)
+    shapes = {}
+    for name, item in value.items() if isinstance(value, Mapping) else ():
+        for inner, tensor in item.items() if isinstance(item, Mapping) else [("", item)]:
+            if isinstance(tensor, Tensor):
+                shapes[f"{name}.{inner}".removesuffix(".")] = tuple(tensor.shape)
+    return shapes
+
+
+def check_readable(path: Path) -> None:
+    """Check that a json file or a file of tensors can be opened; says nothing of other files.
+
+    Raises: StoreError when it is damaged, or would run code.
+    """
+    if path.suffix == ".json":
+        read_json(path)
+    elif path.suffix == ".safetensors" and not safetensors_shapes(path):
+        read_safetensors(path)
+    elif path.suffix in (".pt", ".pth") and not pickle_shapes(path):
+        read_pickle(path)
+
+
+def read_npz(path: Path, *, without: Sequence[str] = ()) -> dict[str, Tensor]:
+    """Return the arrays of an npz file as tensors, but for those named; pickled members are refused.
 
     Raises: StoreError when it is missing, damaged or holds something that is not a plain array.
     """
     try:
         with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
-            return {name: torch.from_numpy(np.ascontiguousarray(file[name])) for name in file.files}
+            return {name: torch.from_numpy(np.ascontiguousarray(file[name])) for name in file.files if name not in without}
     except FileNotFoundError:
         raise StoreError(f"{path} does not exist") from None
     except (ValueError, OSError, EOFError, TypeError, zipfile.BadZipFile) as error:

@@ -10,6 +10,7 @@ import logging
 import shutil
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from importlib.metadata import version
 from itertools import chain, islice
 from pathlib import Path
@@ -18,28 +19,36 @@ from typing import Any, Literal
 from pydantic import ByteSize, Field, field_validator
 
 from autointerp import __version__
+from autointerp.coders.inputs import Matched
 from autointerp.coders.load import load_coder
+from autointerp.coders.random_coder import random_coder
 from autointerp.config import RUNTIME, Config
 from autointerp.errors import ConfigError, IdentityError, InputError, Interrupted, ResourceError
 from autointerp.files import read_json
 from autointerp.jobs.coder_checks import absurd
+from autointerp.jobs.controls import RANDOM_CODER, REINIT_MATCHED, Control, parse_controls
 from autointerp.jobs.signals import StopFlag, listening
 from autointerp.jobs.token_progress import TokenProgress
 from autointerp.store.corpus import tokens_digest
-from autointerp.store.layout import MANIFEST, STATE, TOKENIZER, check_coder_names
-from autointerp.store.manifest import CoderRecord, Identity, Manifest, check_identity, read_manifest
+from autointerp.store.layout import MANIFEST, STATE, TOKENIZER, check_coder_names, coder_file
+from autointerp.store.manifest import CoderRecord, Identity, Manifest, check_identity, read_coder, read_manifest
 from autointerp.store.reader import open_store
 from autointerp.store.vocab import write_vocabulary
 from autointerp.store.writer import StoreWriter
 from autointerp.subject.corpus import Context, Corpus, CorpusConfig
 from autointerp.subject.fidelity import Site, measure
 from autointerp.subject.model import Subject, load_subject
+from autointerp.subject.neurons import KIND as NEURONS
+from autointerp.subject.neurons import neurons
 from autointerp.subject.recorder import Reading, Recorder, TokenFilter
+from autointerp.subject.reinit import reinitialised
 from autointerp.subject.vocabulary import token_bytes
 
 logger = logging.getLogger("autointerp.jobs")
 
 _PROBE_CONTEXTS = 4
+_CONTROL_CONTEXTS = 32
+"""Contexts on which what a control must match is measured."""
 _BATCHES_PER_GROUP = 16
 """Batches whose contexts are sorted by length together."""
 _BYTES_PER_ACTIVATION = 9.0
@@ -52,7 +61,7 @@ class CoderConfig(Config):
     name: str
     """Short, unique within the store; a folder name."""
     source: str
-    """Folder, hub id or ``module:function``; see `coders.load`."""
+    """Folder, hub id, ``directions:FILE``, ``module:function``, see `coders.load`; ``neurons:MODULE``, `subject.neurons`."""
     hookpoint: str | None = None
     """``MODULE.PATH[@in|@out]``; by default what the coder's files say."""
 
@@ -66,6 +75,10 @@ class CacheConfig(Config):
     corpus: CorpusConfig = CorpusConfig()
     """The text; a plain string is its `source`."""
     coders: tuple[CoderConfig, ...] = Field(min_length=1)
+    controls: tuple[str, ...] = ()
+    """``random-coder``, ``reinit-subject`` and ``reinit-matched``, of every coder or with ``:NAME`` of one; `jobs.controls`."""
+    control_seed: int = Field(default=0, ge=0)
+    """Draws what the controls draw; but for 0, part of their names."""
     out: Path = Field(json_schema_extra=RUNTIME)
     """The store's folder."""
     token_filter: str = "bos"
@@ -101,6 +114,7 @@ def cache(config: CacheConfig | Mapping[str, Any]) -> Path:
     """
     if not isinstance(config, CacheConfig):
         config = CacheConfig.parse(config, where="cache")
+    _check_not_imported(config.out.expanduser())
     stop = StopFlag()
     with listening(stop):
         return _Job(config, stop).run()
@@ -113,10 +127,11 @@ class _Job:
         self._config, self._stop = config, stop
         self._started = time.monotonic()
         self._filter = TokenFilter.parse(config.token_filter)
-        check_coder_names([coder.name for coder in config.coders])
         names = [coder.name for coder in config.coders]
+        check_coder_names(names)
         if len(set(names)) < len(names):
             raise ConfigError(f"two coders have the name {max(names, key=names.count)!r}; give each its own")
+        self._controls = parse_controls(config.controls, names, seed=config.control_seed)
         self._subject = load_subject(
             config.subject,
             revision=config.revision,
@@ -134,16 +149,17 @@ class _Job:
         )
         self._batch_tokens = config.batch_tokens or (2048 if self._subject.device.type == "cpu" else 8192)
         self._readings = {coder.name: reading_of(coder, self._subject) for coder in config.coders}
-        self._records = {coder.name: _record(coder, self._readings[coder.name], self._subject) for coder in config.coders}
+        self._records = {name: _record(reading, self._subject) for name, reading in self._readings.items()}
 
     def run(self) -> Path:
         path = self._config.out.expanduser()
         self._check_corpus_of_unfinished(path)
-        recorder = self._recorder(list(self._readings))
         stream = self._corpus.contexts()
-        first = list(islice(stream, _PROBE_CONTEXTS))
-        self._check_coders(path, first)
-        l0 = self._expected_l0(recorder, first)
+        first = list(islice(stream, _CONTROL_CONTEXTS if self._controls else _PROBE_CONTEXTS))
+        self._add_controls(path, first)
+        recorder = self._recorder(self._readings)
+        self._check_coders(path, first[:_PROBE_CONTEXTS])
+        l0 = self._expected_l0(recorder, first[:_PROBE_CONTEXTS])
         self._check_disk(path, l0)
         with StoreWriter.create_or_resume(
             path,
@@ -161,7 +177,7 @@ class _Job:
                 logger.info("%s has all of this already; nothing to do", path)
                 return path
             wanted = writer.coder_names
-            recorder = self._recorder(wanted)
+            recorder = self._recorder({name: self._readings[name] for name in wanted})
             if not (path / MANIFEST).exists():
                 self._subject.tokenizer.save_pretrained(path / TOKENIZER)
                 write_vocabulary(path / TOKENIZER, *token_bytes(self._subject.tokenizer))
@@ -176,7 +192,10 @@ class _Job:
         there = open_store(path).coder_names if (path / MANIFEST).exists() else []
         for name, reading in self._readings.items():
             target = self._records[name].target
-            if self._config.force or name in there or (reading.coder.spec.is_transcoder and target is None):
+            spec = reading.coder.spec
+            if self._config.force or name in there or (spec.is_transcoder and target is None):
+                continue
+            if not spec.reconstructs or self._records[name].control_of is not None:
                 continue
             coder = reading.coder.to(self._subject.device)
             site = Site(reading.hookpoint, target or reading.hookpoint)
@@ -217,6 +236,47 @@ class _Job:
         if counts.num_undecodable:
             logger.warning("%d documents of the corpus could not be decoded and were left out", counts.num_undecodable)
 
+    def _add_controls(self, path: Path, contexts: list[Context]) -> None:
+        """Make the controls beside the coders they are of."""
+        config = self._config
+        sources = {coder.name: coder.source for coder in config.coders}
+        untrained: Subject | None = None
+        for control in self._controls:
+            reading = self._readings[control.of]
+            if control.kind == RANDOM_CODER:
+                k = reading.coder.spec.k or _recorded_k(path, control.name) or self._measured_k(control, contexts)
+                sibling = Reading(random_coder(reading.coder, k=k, seed=config.control_seed), reading.hookpoint)
+            else:
+                untrained = untrained or reinitialised(self._subject, seed=config.control_seed)
+                coder = reading.coder
+                if sources[control.of].startswith(f"{NEURONS}:"):
+                    coder = neurons(untrained, sources[control.of])
+                drawn: dict[str, Any] = {"weights": "drawn anew", "seed": config.control_seed}
+                if control.kind == REINIT_MATCHED:
+                    drawn["matched_on_contexts"] = _CONTROL_CONTEXTS
+                rules = {**coder.spec.reading, "subject": drawn}
+                coder = replace(coder, spec=replace(coder.spec, reading=rules))
+                sibling = Reading(coder, reading.hookpoint, untrained)
+                if control.kind == REINIT_MATCHED:
+                    sibling = replace(sibling, coder=coder.reading_through(self._matching(reading, sibling, contexts)))
+            self._readings[control.name] = sibling
+            self._records[control.name] = _record(sibling, self._subject, control_of=control.of)
+        check_coder_names(list(self._readings))
+
+    def _matching(self, trained: Reading, untrained: Reading, contexts: list[Context]) -> Matched:
+        """Return the rule that gives the untrained subject's vectors the mean and spread of the trained one's."""
+        moments = self._recorder({"trained": trained, "untrained": untrained}).moments(contexts)
+        (wanted_mean, wanted), (mean, spread) = moments["trained"], moments["untrained"]
+        if not spread:
+            raise InputError(f"hookpoint {untrained.hookpoint} has one and the same vector on every token of the new weights")
+        return Matched(mean_D=mean, wanted_mean_D=wanted_mean, scale=wanted / spread)
+
+    def _measured_k(self, control: Control, contexts: list[Context]) -> int:
+        """Return the mean number of active latents of a coder over the kept tokens of some contexts, at least 1."""
+        recorder = self._recorder({control.of: self._readings[control.of]})
+        total = sum(len(acts.latents) for _, found in recorder.batches(contexts) for acts in found)
+        return max(1, round(total / max(1, recorder.num_kept(contexts))))
+
     def _check_stop(self, writer: StoreWriter) -> None:
         if self._stop.reason is not None:
             raise Interrupted(
@@ -224,10 +284,10 @@ class _Job:
                 "run the same command again to go on"
             )
 
-    def _recorder(self, names: list[str]) -> Recorder:
+    def _recorder(self, readings: Mapping[str, Reading]) -> Recorder:
         return Recorder(
             self._subject,
-            {name: self._readings[name] for name in names},
+            readings,
             ctx_len=self._config.corpus.ctx_len,
             token_filter=self._filter,
             batch_tokens=self._batch_tokens,
@@ -323,6 +383,8 @@ class _Job:
                 "%s: %d tokens, L0 %.1f, %d of %d latents live, %.1f s encoding",
                 name, store.num_tokens, l0, live, reader.width, recorder.seconds[name],
             )  # fmt: skip
+            if self._records[name].control_of is not None:
+                continue
             hookpoint = self._readings[name].hookpoint
             if live < reader.width / 2:
                 logger.warning(
@@ -337,11 +399,37 @@ class _Job:
         logger.info("%s: %d tokens in %.1f s, %.0f tokens/s", path, store.num_tokens, seconds, store.num_tokens / seconds)
 
 
+def _check_not_imported(path: Path) -> None:
+    """Raise InputError for a store of unknown subject, to which nothing can be added."""
+    if not (path / MANIFEST).exists():
+        return
+    origin = read_manifest(path).provenance.get("imported")
+    if origin is not None:
+        raise InputError(
+            f"{path} was imported from {origin}, which does not record the subject's weights, so no coder and no control can "
+            "be added to it; cache the corpus into another folder"
+        )
+
+
+def _recorded_k(path: Path, name: str) -> int | None:
+    """Return the k with which a control is in the store or was begun there, so that it is never measured twice."""
+    if (path / coder_file(name)).exists():
+        return read_coder(path, name).k
+    begun = read_json(path / STATE)["coders"].get(name) if (path / STATE).exists() else None
+    return None if begun is None else begun["k"]
+
+
 def reading_of(config: CoderConfig, subject: Subject) -> Reading:
-    """Return the coder and the full name of the hookpoint it reads.
+    """Return the coder, reading through the rules of its hook, and the full name of the hookpoint it reads.
 
     Raises: InputError when no file says it, or the subject has no such hookpoint.
     """
+    if config.source.startswith(f"{NEURONS}:"):
+        coder = neurons(subject, config.source)
+        if config.hookpoint is not None:
+            raise InputError(f"coder {config.name!r} names the module it reads itself; leave @@{config.hookpoint} out")
+        assert coder.spec.hookpoint is not None
+        return Reading(coder, coder.spec.hookpoint)
     coder = load_coder(config.source, hookpoint=config.hookpoint)
     hookpoint = config.hookpoint or coder.spec.hookpoint
     if hookpoint is None:
@@ -350,12 +438,13 @@ def reading_of(config: CoderConfig, subject: Subject) -> Reading:
             f"give one as {config.name}={config.source}@@HOOKPOINT"
         )
     try:
-        return Reading(coder, subject.resolve(hookpoint, default_side="in" if coder.spec.is_transcoder else "out"))
+        found = subject.published(hookpoint, default_side="in" if coder.spec.is_transcoder else "out")
     except InputError as error:
         raise InputError(f"coder {config.name!r}: {error}") from None
+    return Reading(coder.reading_through(*found.inputs), found.hookpoint)
 
 
-def _record(config: CoderConfig, reading: Reading, subject: Subject) -> CoderRecord:
+def _record(reading: Reading, subject: Subject, *, control_of: str | None = None) -> CoderRecord:
     spec = reading.coder.spec
     return CoderRecord(
         digest=spec.digest,
@@ -371,6 +460,8 @@ def _record(config: CoderConfig, reading: Reading, subject: Subject) -> CoderRec
         d_in=spec.d_in,
         d_out=spec.d_out,
         is_transcoder=spec.is_transcoder,
+        control_of=control_of,
+        labels=spec.labels,
     )
 
 
@@ -379,7 +470,8 @@ def target_of(reading: Reading, subject: Subject) -> str | None:
     spec = reading.coder.spec
     if spec.target is None:
         return None
-    if spec.hookpoint is not None and spec.target.rpartition("@")[0] == spec.hookpoint.rpartition("@")[0]:
+    module, at, _ = spec.target.rpartition("@")
+    if spec.hookpoint is not None and at and module == spec.hookpoint.rpartition("@")[0]:
         return f"{reading.hookpoint.rpartition('@')[0]}@out"
     try:
         return subject.resolve(spec.target)

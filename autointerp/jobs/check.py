@@ -55,6 +55,8 @@ def check_coder(config: CheckConfig | Mapping[str, Any]) -> CheckReport:
     subject = load_subject(config.subject, device=config.device, dtype=config.dtype)
     reading = reading_of(CoderConfig(name="coder", source=config.source, hookpoint=config.hookpoint), subject)
     spec = reading.coder.spec
+    if not spec.reconstructs:
+        raise InputError(f"{config.source} was not made to reconstruct anything, so there is nothing to check")
     target = target_of(reading, subject)
     if spec.is_transcoder and target is None:
         raise InputError(f"the files of {config.source} do not say which module's output it predicts, so it cannot be checked")

@@ -22,13 +22,13 @@ from autointerp.jobs.explain import ExplainConfig, explain_method, wanted_latent
 from autointerp.jobs.methods import build_explainer
 from autointerp.jobs.plan import extend_plan, read_plan
 from autointerp.jobs.runner import finished_keys
-from autointerp.jobs.score import Explanations, ScoreConfig, build_scorers, score_method, scored_selection
+from autointerp.jobs.score import Explanations, ScoreConfig, build_scorers, controls_of, score_method, scored_selection, usable
 from autointerp.jobs.session import Source, StoreSource, choose_coders
 from autointerp.jobs.signals import run_sync
 from autointerp.llm.engines import open_engine, prepare
 from autointerp.llm.settings import EngineConfig, Prices
 from autointerp.protocols import Engine, Explainer, Resources, Scorer
-from autointerp.records import Chat, Explanation, LatentExamples, Request, Text
+from autointerp.records import Capabilities, Chat, Explanation, LatentExamples, Request, Text
 from autointerp.results.folder import Method, ResultsFolder
 from autointerp.results.write import Key, examples_batches, read_markers, read_rows, write_examples
 from autointerp.stats import Interval, mean_t
@@ -151,6 +151,9 @@ async def _plan_score(config: ScoreConfig, sample: int) -> list[Estimate]:
     needs_engine = any(scorer.needs.engine for scorer in scorers)
     engine = await _engine(config.engine, config.engine_options) if needs_engine else None
     try:
+        # A model in this process is not loaded for a plan; it can do everything.
+        capabilities = engine.capabilities if engine is not None else Capabilities() if config.engine else None
+        scorers, _ = usable(config, scorers, capabilities)
         return await estimate_score(config, source, scorers, engine, sample=sample)
     finally:
         if engine is not None:
@@ -208,13 +211,14 @@ async def estimate_score(
     for scorer in scorers:
         judge = engine if scorer.needs.engine else None
         resources = Resources(vocabulary=source.vocabulary, seed=source.selection.seed, engine=judge)
-        for control in (None, *config.controls):
+        for control in (None, *controls_of(scorer, config.controls)):
             method = score_method(source, explainer, scorer, engine, control)
             done = _finished(folder, method)
             left = [key for key in wanted if key not in done]
 
             async def of(latent: LatentExamples, scorer: Scorer = scorer, resources: Resources = resources) -> list[Request]:
-                rows = explanations.of((latent.coder, latent.latent)) or [_stand_in(latent, explainer)]
+                known = explanations.of((latent.coder, latent.latent)) if scorer.needs.explanation else []
+                rows = known or [_stand_in(latent, explainer)]
                 asked = [_requests(scorer, latent, row, resources) for row in rows if row.status == "ok"]
                 return [request for requests in asked for request in requests]
 

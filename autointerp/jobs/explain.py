@@ -169,9 +169,11 @@ def plan_items(
             raise ConfigError(f"{folder.path} has no plan yet and no latents are named; give --latents, {FORMS}")
         if partners is not None:
             requested = plan.latents(choose_coders(config.coders, source), only_requested=True)
-            plan = extend_plan(folder, requested, partners=partners, shard_latents=config.shard_latents)
+            plan = extend_plan(
+                folder, requested, partners=partners, shard_latents=config.shard_latents, control_of=source.control_of
+            )
         return plan, plan.items("explain", plan.latents(config.coders) if config.coders else None)
-    plan = extend_plan(folder, scope, partners=partners, shard_latents=config.shard_latents)
+    plan = extend_plan(folder, scope, partners=partners, shard_latents=config.shard_latents, control_of=source.control_of)
     wanted = dict(scope)
     if partners is not None:
         for coder, latents in scope.items():

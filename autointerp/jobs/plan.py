@@ -169,14 +169,18 @@ def extend_plan(
     *,
     partners: Partners | None = None,
     shard_latents: int = SHARD_LATENTS,
+    control_of: Mapping[str, str] | None = None,
 ) -> Plan:
-    """Return the plan with the latents of each coder in it, and their partners when given; existing shards stay."""
+    """Return the plan with the latents of each coder in it, and their partners when given; existing shards stay.
+
+    `control_of`: the coder that a coder is a control of, for those that are.
+    """
     wanted = {coder: np.unique(np.asarray(latents, np.int64)) for coder, latents in requested.items()}
     paired = {coder: partners(coder) for coder in wanted} if partners is not None else {}
     while True:
         plan = read_plan(folder)
         rows = _new_rows(plan, wanted, paired, shard_latents=shard_latents)
-        if not rows or _append(folder, plan.num_parts, rows):
+        if not rows or _append(folder, plan.num_parts, rows, control_of or {}):
             return read_plan(folder) if rows else plan
 
 
@@ -211,11 +215,14 @@ def _chunk(rows: list[tuple[int, str, int, str]], coder: str, latents: np.ndarra
     return shard
 
 
-def _append(folder: ResultsFolder, number: int, rows: list[tuple[int, str, int, str]]) -> bool:
+def _append(folder: ResultsFolder, number: int, rows: list[tuple[int, str, int, str]], control_of: Mapping[str, str]) -> bool:
     """Add a part under `number`; return False when another planner took that number."""
     _drop_abandoned(folder.plan)
     temporary = folder.plan / f"{TEMPORARY_PREFIX}{os.getpid()}-{secrets.token_hex(4)}.parquet"
-    named = ({"shard": shard, "coder": coder, "latent": latent, "purpose": purpose} for shard, coder, latent, purpose in rows)
+    named = (
+        {"shard": shard, "coder": coder, "latent": latent, "purpose": purpose, "control_of": control_of.get(coder)}
+        for shard, coder, latent, purpose in rows
+    )
     try:
         tables.write_parquet(temporary, table_of(named, tables.PLAN))
         return link_exclusive(temporary, folder.plan / f"part-{number:06d}.parquet")

@@ -98,6 +98,8 @@ class RunReport:
     cost: float
     seconds: float
     stop: Stop | None = None
+    left_out: tuple[str, ...] = ()
+    """Methods that were not run since something they need is missing, a sentence each."""
 
     @property
     def exit_code(self) -> int:
@@ -121,6 +123,8 @@ class RunReport:
             parts.append(f"{self.num_held} shards are with other workers")
         if self.num_waiting:
             parts.append(f"{self.num_waiting} latents wait for explanations: run `autointerp explain` on them")
+        if self.left_out:
+            parts.append(f"left out: {', '.join(self.left_out)}")
         if self.stop is not None:
             parts.append(f"stopped: {self.stop.sentence}")
         return "; ".join(parts)

@@ -6,6 +6,7 @@ about as often: what a score is worth is its distance from that.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
@@ -17,11 +18,12 @@ import numpy as np
 from pydantic import Field
 
 from autointerp import tables
+from autointerp.embed import open_embedder
 from autointerp.errors import ConfigError, IdentityError
 from autointerp.examples.negatives import NEGATIVES
 from autointerp.examples.selection import SelectionConfig
 from autointerp.jobs.explain import wanted_latents
-from autointerp.jobs.methods import build_scorer, check_needs
+from autointerp.jobs.methods import build_scorer, check_needs, missing
 from autointerp.jobs.plan import Plan, read_plan
 from autointerp.jobs.progress import OnProgress
 from autointerp.jobs.runner import RunReport
@@ -41,12 +43,19 @@ from autointerp.jobs.session import (
 )
 from autointerp.jobs.shards import Leases
 from autointerp.jobs.signals import StopFlag, run_sync
-from autointerp.protocols import Engine, Resources, Scorer
-from autointerp.records import RETRYABLE, Explanation, LatentExamples, Score, Status
+from autointerp.protocols import Embedder, Engine, Resources, Scorer
+from autointerp.records import RETRYABLE, Capabilities, Explanation, LatentExamples, Score, Status
 from autointerp.results.folder import Method, ResultsFolder
 from autointerp.results.write import Key, ShardRows
+from autointerp.scorers import REGISTRY
+
+logger = logging.getLogger("autointerp.jobs")
 
 _CACHED_SHARDS = 16
+ALL = "all"
+"""Stands for every scorer whose needs are met."""
+LATENT = "latent"
+"""Stands for the explainer in folders and rows of scorers that need no explanation."""
 
 
 class ScoreConfig(StageConfig):
@@ -59,7 +68,9 @@ class ScoreConfig(StageConfig):
     explainer: str | None = None
     """Explainer to grade, by name or folder name; None = the only one."""
     scorers: tuple[str, ...] = ("detection", "fuzzing")
-    """Scorers by name or ``module:Class``."""
+    """Scorers by name or ``module:Class``; ``all`` = every one whose needs are met, the others are listed."""
+    embedder: str | None = None
+    """Embedder by name or ``module:Class``; None where no scorer needs one."""
     options: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Settings of scorers, by the names in `scorers`."""
     controls: tuple[Control, ...] = ()
@@ -86,21 +97,49 @@ async def ascore(config: ScoreConfig, *, progress: bool | OnProgress | None = No
     needs_engine = any(scorer.needs.engine for scorer in scorers)
     engine = await open_prepared(config.engine, config.engine_options) if needs_engine else None
     try:
-        return await score_from(config, source, scorers, engine, progress=progress, stop=stop)
+        scorers, left_out = usable(config, scorers, engine.capabilities if engine is not None else None)
+        needs_embedder = any(scorer.needs.embedder for scorer in scorers)
+        embedder = open_embedder(config.embedder) if needs_embedder and config.embedder is not None else None
+        report = await score_from(config, source, scorers, engine, embedder=embedder, progress=progress, stop=stop)
+        return replace(report, left_out=left_out)
     finally:
         if engine is not None:
             await engine.aclose()
 
 
 def build_scorers(config: ScoreConfig) -> list[Scorer]:
-    """Return the scorers that `config` names.
+    """Return the scorers that `config` names, for ``all`` every one there is.
 
     Raises: ConfigError when one is unknown, or options are given for one that is not named.
     """
-    stray = sorted(set(config.options) - set(config.scorers))
+    names = dict.fromkeys(known for name in config.scorers for known in (REGISTRY if name == ALL else (name,)))
+    stray = sorted(set(config.options) - set(names))
     if stray:
-        raise ConfigError(f"options are given for {stray[0]!r}, which is not among the scorers {', '.join(config.scorers)}")
-    return [build_scorer(name, config.options.get(name, {})) for name in config.scorers]
+        raise ConfigError(f"options are given for {stray[0]!r}, which is not among the scorers {', '.join(names)}")
+    return [build_scorer(name, config.options.get(name, {})) for name in names]
+
+
+def usable(
+    config: ScoreConfig, scorers: Sequence[Scorer], capabilities: Capabilities | None
+) -> tuple[list[Scorer], tuple[str, ...]]:
+    """Return the scorers to run, and for ``all`` a sentence on each that is left out; without it, all are returned.
+
+    `capabilities`: the engine's, None without one. Raises: ConfigError when none is left.
+    """
+    if ALL not in config.scorers:
+        return list(scorers), ()
+    found: list[Scorer] = []
+    left_out: list[str] = []
+    for scorer in scorers:
+        what = missing(scorer.needs, capabilities, has_embedder=config.embedder is not None)
+        if what is None:
+            found.append(scorer)
+        else:
+            left_out.append(f"{scorer.name} needs {what}")
+            logger.warning("left out: %s", left_out[-1])
+    if not found:
+        raise ConfigError(f"no scorer can be run: {'; '.join(left_out)}")
+    return found, tuple(left_out)
 
 
 def scored_selection(config: ScoreConfig, explainer: Method) -> SelectionConfig:
@@ -127,14 +166,15 @@ async def score_from(
     scorers: Sequence[Scorer],
     engine: Engine | None,
     *,
+    embedder: Embedder | None = None,
     progress: bool | OnProgress | None = None,
     stop: StopFlag | None = None,
 ) -> RunReport:
-    """Grade explanations with an opened source, scorers and judge."""
+    """Grade explanations with an opened source, scorers, judge and embedder."""
     folder = ResultsFolder.create(config.results, store_id=source.store_id, provenance={"store": source.path})
     explainer = folder.explainer(config.explainer)
     for scorer in scorers:
-        await check_needs("scorer", scorer.name, scorer.needs, engine)
+        await check_needs("scorer", scorer.name, scorer.needs, engine, embedder)
     coders = choose_coders(config.coders, source)
     for coder in coders:
         folder.register_coder(coder, source.coder_ids[coder])
@@ -147,9 +187,11 @@ async def score_from(
         raise ConfigError(f"{folder.path} has none of these latents in its plan; run `autointerp explain` on them first")
     explanations = Explanations(folder, explainer, plan)
     works = [
-        ScoreWork(source, scorer, score_method(source, explainer, scorer, engine, control), explanations)
+        ScoreWork(
+            source, scorer, score_method(source, explainer, scorer, engine, control, embedder=embedder), explanations, embedder
+        )
         for scorer in scorers
-        for control in (None, *config.controls)
+        for control in (None, *controls_of(scorer, config.controls))
     ]
     for work in works:
         folder.register(work.method)
@@ -172,17 +214,35 @@ async def score_from(
         leases.close()
 
 
-def score_method(source: Source, explainer: Method, scorer: Scorer, engine: Engine | None, control: str | None) -> Method:
-    """Return the identity of a scorer: itself, its judge, what it grades, its examples, and the control."""
+def controls_of(scorer: Scorer, controls: Sequence[str]) -> list[str]:
+    """Return the controls that mean something for a scorer: without an explanation none can be put in its place."""
+    return [control for control in controls if scorer.needs.explanation or control == "shuffled"]
+
+
+def score_method(
+    source: Source,
+    explainer: Method,
+    scorer: Scorer,
+    engine: Engine | None,
+    control: str | None,
+    *,
+    embedder: Embedder | None = None,
+) -> Method:
+    """Return the identity of a scorer: itself, its judge or embedder, what it grades, its examples, and the control.
+
+    One that needs no explanation has no part in the explainer: its rows lie under ``latent``, the same for every explainer.
+    """
     judge = engine if scorer.needs.engine else None
+    embeds = embedder.id if scorer.needs.embedder and embedder is not None else None
     return Method(
         stage="score",
         name=scorer.name,
-        model=judge.id.model if judge is not None else "rule",
+        model=judge.id.model if judge is not None else embeds or "rule",
         control=control,
-        explainer=explainer.label,
+        explainer=explainer.label if scorer.needs.explanation else LATENT,
         identity={
-            "explainer_id": explainer.id,
+            **({"explainer_id": explainer.id} if scorer.needs.explanation else {}),
+            **({"embedder": embeds} if scorer.needs.embedder else {}),
             "scorer": scorer.name,
             "settings": dict(scorer.identity()),
             "judge": engine_identity(judge),
@@ -227,14 +287,22 @@ class Explanations:
 class ScoreWork:
     """What the runner does with one latent for one scorer and control."""
 
-    def __init__(self, source: Source, scorer: Scorer, method: Method, explanations: Explanations) -> None:
+    def __init__(
+        self,
+        source: Source,
+        scorer: Scorer,
+        method: Method,
+        explanations: Explanations,
+        embedder: Embedder | None = None,
+    ) -> None:
         self.method = method
-        self._explainer = explanations.explainer.name
+        self._explainer = explanations.explainer.name if scorer.needs.explanation else LATENT
+        self._embedder = embedder if scorer.needs.embedder else None
         self._source, self._scorer, self._explanations = source, scorer, explanations
 
     def is_ready(self, key: Key) -> bool:
         partner = self._partner(key)
-        return bool(self._explanations.of(key)) and (partner is None or bool(self._explanations.of(partner)))
+        return bool(self._own(key)) and (partner is None or bool(self._explanations.of(partner)))
 
     def without_examples(self, key: Key) -> LatentExamples:
         return empty_latent(self._source, key)
@@ -243,18 +311,18 @@ class ScoreWork:
         """Do nothing: this stage writes nothing but rows."""
 
     def without_result(self, latent: LatentExamples, status: Status) -> ShardRows:
-        own = self._explanations.of((latent.coder, latent.latent))
+        own = self._own((latent.coder, latent.latent))
         return ShardRows(scores=[self._empty(latent, row, status) for row in own])
 
     async def process(self, latent: LatentExamples, engine: Engine | None) -> ShardRows:
         key = (latent.coder, latent.latent)
-        own = self._explanations.of(key)
+        own = self._own(key)
         unusable = [row for row in own if row.status != "ok"]
         rows = ShardRows(scores=[self._empty(latent, row, row.status) for row in unusable])
         if len(unusable) == len(own):
             return rows
         graded = [row for row in own if row.status == "ok"]
-        if self.method.control is not None:
+        if self.method.control is not None and self._scorer.needs.explanation:
             partner = self._partner(key)
             theirs = self._explanations.of(partner) if partner is not None else []
             graded = [row for row in theirs if row.status == "ok"]
@@ -263,7 +331,9 @@ class ScoreWork:
                 may_come = any(row.status in RETRYABLE for row in theirs)
                 rows.scores.append(self._empty(latent, None, "no_reply" if may_come else "not_applicable"))
         judge = engine if self._scorer.needs.engine else None
-        resources = Resources(vocabulary=self._source.vocabulary, seed=self._source.selection.seed, engine=judge)
+        resources = Resources(
+            vocabulary=self._source.vocabulary, seed=self._source.selection.seed, engine=judge, embedder=self._embedder
+        )
         for row in graded:
             rows.extend(await self._score(latent, row, resources))
         return rows
@@ -285,8 +355,12 @@ class ScoreWork:
             ],
         )
 
+    def _own(self, key: Key) -> list[Explanation]:
+        """Return the rows to grade: the latent's explanations, or a blank one for a scorer that needs none."""
+        return self._explanations.of(key) if self._scorer.needs.explanation else [_blank(key)]
+
     def _partner(self, key: Key) -> Key | None:
-        if self.method.control is None:
+        if self.method.control is None or not self._scorer.needs.explanation:
             return None
         partner = int(np.asarray(self._source.partners(key[0]))[key[1]])
         return (key[0], partner) if partner >= 0 else None
@@ -316,3 +390,8 @@ class ScoreWork:
             disjoint=latent.disjoint,
             num_scored=0,
         )
+
+
+def _blank(key: Key) -> Explanation:
+    """What stands for an explanation where none is needed."""
+    return Explanation(coder=key[0], latent=key[1], explainer=LATENT, explainer_id="", selection_id="", status="ok", text=None)

@@ -81,6 +81,10 @@ class Source(Protocol):
         """Name and digest of each coder."""
 
     @property
+    def control_of(self) -> Mapping[str, str]:
+        """The coder that each control is of, by the control's name."""
+
+    @property
     def vocabulary(self) -> Vocabulary: ...
 
     @property
@@ -116,6 +120,11 @@ class StoreSource:
     @property
     def coder_ids(self) -> dict[str, str]:
         return {name: str(self._store.coder(name).coder_id) for name in self._store.coder_names}
+
+    @property
+    def control_of(self) -> dict[str, str]:
+        records = {name: self._store.coder(name).record for name in self._store.coder_names}
+        return {name: record.control_of for name, record in records.items() if record.control_of is not None}
 
     @property
     def vocabulary(self) -> Vocabulary:

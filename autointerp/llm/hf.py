@@ -228,7 +228,8 @@ class HFEngine:
         for start in range(0, len(row.ids) - 1, _SLICE):
             logprobs = logits_TV[start : min(start + _SLICE, len(row.ids) - 1)].float().log_softmax(-1).cpu()
             for offset, line in enumerate(logprobs):
-                tokens.append(self._token(row.ids[start + offset + 1], line, asked.top))
+                position = start + offset + 1
+                tokens.append(self._token(row.ids[position], line, asked.top_at(position)))
         return tuple(tokens[asked.start :])
 
     def _token(self, token_id: int, logprobs_V: torch.Tensor, top: int) -> TokenLogprob:

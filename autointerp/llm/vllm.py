@@ -164,7 +164,8 @@ class VLLMEngine:
         prompt_tokens: tuple[TokenLogprob, ...] = ()
         if asked is not None:
             rows = zip(output.prompt_token_ids, output.prompt_logprobs, strict=True)
-            prompt_tokens = tuple(self._token(token_id, row, asked.top) for token_id, row in rows)[asked.start :]
+            shown = (self._token(token_id, row, asked.top_at(i)) for i, (token_id, row) in enumerate(rows))
+            prompt_tokens = tuple(shown)[asked.start :]
         tokens: tuple[TokenLogprob, ...] = ()
         if request.top_logprobs and request.max_tokens:
             written = zip(answer.token_ids, answer.logprobs, strict=True)

@@ -311,9 +311,8 @@ class _Reader:
         if not isinstance(rows, list) or not isinstance(ids, list) or len(rows) != len(ids):
             raise Permanent("the server gave no log-probabilities of the prompt though they were asked for")
         try:
-            return tuple(_prompt_token(row, token_id, asked.top) for row, token_id in zip(rows, ids, strict=True))[
-                asked.start :
-            ]
+            pairs = enumerate(zip(rows, ids, strict=True))
+            return tuple(_prompt_token(row, token_id, asked.top_at(i)) for i, (row, token_id) in pairs)[asked.start :]
         except (KeyError, TypeError, ValueError, AttributeError):
             raise self.wrong("has log-probabilities of the prompt in an unknown form") from None
 

@@ -69,6 +69,7 @@ def _headline_row(found: Overview, coder: str, key: SeriesKey, series: Series, e
     scored = series.scored
     return {
         "coder": coder,
+        "control_of": found.control_of.get(coder, ""),
         "explainer": explainer,
         "scorer": key.scorer,
         "judge": key.judge,

@@ -239,7 +239,9 @@ def _marks(
     )
     found: dict[tuple[int, str], list[Mark]] = {}
     for row in ordered:
-        found.setdefault((row["position"], row["source"]), []).append(_mark(row, named, judges))
+        # Scorers that rank windows or predict every token say neither yes nor no.
+        if row["answer"] is not None or row["status"] != "ok":
+            found.setdefault((row["position"], row["source"]), []).append(_mark(row, named, judges))
     return {key: tuple(marks) for key, marks in found.items()}
 
 

@@ -76,11 +76,13 @@ class Overview:
     series: dict[SeriesKey, dict[str, Series]] = field(default_factory=dict)
     """Scores by series, then by coder."""
     density: dict[str, dict[int, float]] = field(default_factory=dict)
+    control_of: dict[str, str] = field(default_factory=dict)
+    """The coder that each control is of, by the control's name."""
 
     @property
     def coders(self) -> list[str]:
-        """All coders, sorted."""
-        return sorted(self.requested)
+        """All coders, sorted; a control follows the coder it is of."""
+        return sorted(self.requested, key=lambda name: (self.control_of.get(name, name), name in self.control_of, name))
 
     @property
     def num_latents(self) -> int:
@@ -116,7 +118,10 @@ def overview(source: Source) -> Overview:
 def _read_plan(source: Source, result: Overview, seen: Mapping[str, list[np.ndarray]]) -> None:
     planned: dict[str, list[np.ndarray]] = {}
     partners: dict[str, list[np.ndarray]] = {}
-    for _, frame in source.frames("plan", ["coder", "latent", "purpose"]):
+    for _, frame in source.frames("plan", ["coder", "latent", "purpose", "control_of"]):
+        if "control_of" in frame:
+            known = frame[["coder", "control_of"]].dropna().drop_duplicates()
+            result.control_of.update(zip(known["coder"].map(str), known["control_of"].map(str), strict=True))
         for (coder, purpose), latents in frame.groupby(["coder", "purpose"])["latent"]:
             (partners if purpose == "partner" else planned).setdefault(str(coder), []).append(latents.to_numpy(np.int64))
     for coder in sorted({*planned, *partners, *seen}):

@@ -72,6 +72,7 @@ def _score_lines(page: Page) -> list[str]:
             notes = [f"{count} {reason}" for reason, count in row["unscored"].items()]
             notes += ["same model"] if group["same_model"] else []
             notes += ["pools unknown"] if row["disjoint"] == "unknown" else []
+            notes += ["pools overlap"] if row["disjoint"] == "none" else []
             value = _number(row["value"]) if row["status"] == "ok" else row["status"]
             rows.append(
                 [
@@ -123,6 +124,7 @@ def summary_table(results_folder: Path | str) -> str:
     rows = [
         [
             "coder",
+            "control of",
             "explainer",
             "scorer",
             "judge",
@@ -142,6 +144,7 @@ def summary_table(results_folder: Path | str) -> str:
         rows.append(
             [
                 row["coder"],
+                row["control_of"],
                 row["explainer"],
                 row["scorer"],
                 row["judge"],
@@ -155,7 +158,7 @@ def summary_table(results_folder: Path | str) -> str:
                 _number(row["chance"]),
             ]
         )
-    lines = table(rows, right={6, 7, 9, 10, 11}) if len(rows) > 1 else ["nothing is scored in this folder yet"]
+    lines = table(rows, right={7, 8, 10, 11, 12}) if len(rows) > 1 else ["nothing is scored in this folder yet"]
     missing = _without(found.coders, {c: [found.status(c, int(i)) for i in found.requested[c]] for c in found.coders})
     return "\n".join([*lines, *missing]) + "\n"
 

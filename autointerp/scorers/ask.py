@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
-from autointerp.errors import ReplyError
+from autointerp.errors import ContextExceeded, EngineStopped, LLMError, ReplyError
 from autointerp.protocols import Engine
 from autointerp.records import Chat, Reply, Request, Status, Usage
 
@@ -35,12 +35,13 @@ class Outcome(Generic[T]):
     served_model: str
 
 
-async def ask(engine: Engine, request: Request, read: Callable[[Reply], T], remind: Callable[[Chat, str], Chat]) -> Outcome[T]:
+async def ask(
+    engine: Engine, request: Request, read: Callable[[Reply], T], remind: Callable[[Chat, str], Chat] | None = None
+) -> Outcome[T]:
     """Return what `read` makes of the reply; `read` raises ReplyError when it can make nothing of it.
 
-    Raises: LLMError when the engine gave up, ReplyError when what came was no reply.
+    Without `remind` there is no second request. Raises: LLMError when the engine gave up, ReplyError when what came was none.
     """
-    assert isinstance(request.prompt, Chat)
     replies: list[Reply] = []
     value: T | None = None
     while len(replies) < 2:
@@ -55,6 +56,8 @@ async def ask(engine: Engine, request: Request, read: Callable[[Reply], T], remi
         # Thinking that never ended would not end the second time; a filter would filter again.
         if (status == "refused" and reply.finish == "filter") or (status == "truncated" and not reply.text.strip()):
             break
+        if remind is None or not isinstance(request.prompt, Chat):
+            break
         request = replace(request, prompt=remind(request.prompt, reply.text))
     return Outcome(
         status=status,
@@ -64,6 +67,22 @@ async def ask(engine: Engine, request: Request, read: Callable[[Reply], T], remi
         usage=sum((reply.usage for reply in replies), Usage()),
         served_model=replies[-1].served_model,
     )
+
+
+async def try_to_ask(
+    engine: Engine, request: Request, read: Callable[[Reply], T], remind: Callable[[Chat, str], Chat] | None = None
+) -> Outcome[T]:
+    """Return what :func:`ask` does, or a status when the engine could not answer this request.
+
+    Raises: EngineStopped, after which no request can succeed.
+    """
+    try:
+        return await ask(engine, request, read, remind)
+    except EngineStopped:
+        raise
+    except (LLMError, ReplyError) as error:
+        status: Status = "too_long" if isinstance(error, ContextExceeded) else "no_reply"
+        return Outcome(status=status, value=None, request_ids=(), num_attempts=0, usage=Usage(), served_model="")
 
 
 def _reason(reply: Reply, request: Request) -> Status:

@@ -6,7 +6,7 @@ from autointerp.examples.render import plain
 from autointerp.protocols import Vocabulary
 from autointerp.records import LatentExamples
 from autointerp.scorers.classify import Classifier, ClassifierConfig
-from autointerp.scorers.items import Item, item_of
+from autointerp.scorers.items import Item, items_of
 
 
 class DetectionConfig(ClassifierConfig):
@@ -27,12 +27,7 @@ class Detection(Classifier):
         return "detection"
 
     def items(self, latent: LatentExamples, seed: int) -> list[Item]:
-        num = len(latent.positives)
-        positives = [item_of(latent.positives, i, example_idx=i, truth=True) for i in range(num)]
-        return [
-            *positives,
-            *(item_of(latent.negatives, i, example_idx=num + i, truth=False) for i in range(len(latent.negatives))),
-        ]
+        return items_of(latent.positives, latent.negatives)
 
     def render(self, item: Item, vocabulary: Vocabulary) -> str:
         return plain(vocabulary, item.tokens)

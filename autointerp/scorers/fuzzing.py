@@ -18,10 +18,11 @@ import numpy as np
 from pydantic import Field
 
 from autointerp.digest import generator
-from autointerp.examples.render import above, highlight
+from autointerp.examples.render import highlight
 from autointerp.protocols import Vocabulary
 from autointerp.records import Examples, LatentExamples
 from autointerp.scorers.classify import Classifier, ClassifierConfig
+from autointerp.scorers.highlights import lent_masks, own_masks
 from autointerp.scorers.items import Item, item_of
 
 
@@ -37,7 +38,7 @@ class FuzzingConfig(ClassifierConfig):
 class Fuzzing(Classifier):
     """Asks about highlighted windows."""
 
-    Config = FuzzingConfig
+    Config: type[FuzzingConfig] = FuzzingConfig
     prompts = ("score/fuzzing", "score/fuzzing-label")
 
     def __init__(self, config: FuzzingConfig | None = None) -> None:
@@ -54,13 +55,13 @@ class Fuzzing(Classifier):
         return "shuffled_highlight" if self._variant == "active" else None
 
     def items(self, latent: LatentExamples, seed: int) -> list[Item]:
-        masks = above(latent.positives.activations, latent.positives.lengths, ratio=self._threshold)
+        masks = own_masks(latent.positives, self._threshold)
         num = len(latent.positives)
         positives = [item_of(latent.positives, i, example_idx=i, truth=True, mask=masks[i]) for i in range(num)]
         random = generator("highlights", self._variant, seed, latent.coder, latent.latent)
         if self._variant == "active":
             return [*positives, *_moved(latent.positives, masks, random)]
-        lent = _lent(latent.negatives, masks, random)
+        lent = lent_masks(latent.negatives, masks, random, threshold=self._threshold)
         return [
             *positives,
             *(
@@ -72,27 +73,6 @@ class Fuzzing(Classifier):
     def render(self, item: Item, vocabulary: Vocabulary) -> str:
         assert item.mask is not None
         return highlight(vocabulary, item.tokens, item.mask)
-
-
-def _lent(negatives: Examples, masks: np.ndarray, random: np.random.Generator) -> list[np.ndarray]:
-    """Return one positive's mask for each silent window; a window too short for its mask gets the next that fits."""
-    if len(masks) == 0:
-        return [np.zeros(negatives.tokens.shape[1], bool)] * len(negatives)
-    ends = masks.shape[1] - np.argmax(masks[:, ::-1], axis=1)
-    queue: list[int] = []
-    lent = []
-    for length in negatives.lengths:
-        if not any(ends[row] <= length for row in queue):
-            queue += random.permutation(len(masks)).tolist()
-        fits = next((row for row in queue if ends[row] <= length), None)
-        if fits is None:
-            # Shorter than every pattern: its tail, moved to where the window ends.
-            row = queue.pop(0)
-            lent.append(np.roll(masks[row], int(length) - int(ends[row])) & (np.arange(masks.shape[1]) < length))
-        else:
-            queue.remove(fits)
-            lent.append(masks[fits])
-    return lent
 
 
 def _moved(positives: Examples, masks: np.ndarray, random: np.random.Generator) -> list[Item]:

@@ -1,4 +1,4 @@
-"""What a classifier asks about, and what is answered."""
+"""What a scorer asks about, what is answered, and the verdict that is made of both."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from autointerp.records import Examples, Status
+from autointerp.records import Examples, Explanation, LatentExamples, Status, Verdict
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +25,8 @@ class Item:
     length: int
     mask: np.ndarray | None = None
     """bool [length], highlighted tokens; None where nothing is highlighted."""
+    activations: np.ndarray | None = None
+    """float32 [length], for scorers that compare by token."""
     is_asked: bool = True
     """False for an example that could not be made; its verdict is ``not_applicable``."""
 
@@ -41,6 +43,9 @@ class Answer:
     status: Status
     answer: bool | None = None
     probability: float | None = None
+    value: float | None = None
+    truths: tuple[float, ...] | None = None
+    answers: tuple[float | None, ...] | None = None
     request_ids: tuple[str, ...] = ()
     prompt_idx: int = 0
 
@@ -67,5 +72,44 @@ def item_of(
         padded=examples.tokens[row],
         length=length,
         mask=None if mask is None else mask[:length],
+        activations=examples.activations[row, :length],
         is_asked=is_asked,
+    )
+
+
+def items_of(positives: Examples, negatives: Examples) -> list[Item]:
+    """Return every window as a question, positives first, numbered in order."""
+    num = len(positives)
+    return [
+        *(item_of(positives, i, example_idx=i, truth=True) for i in range(num)),
+        *(item_of(negatives, i, example_idx=num + i, truth=False) for i in range(len(negatives))),
+    ]
+
+
+def verdict_of(
+    item: Item, answer: Answer | None, *, scorer: str, latent: LatentExamples, explanation: Explanation, control: str | None
+) -> Verdict:
+    """Return the verdict on an item; without an answer it was not asked about."""
+    answer = answer or Answer(status="not_applicable")
+    return Verdict(
+        coder=latent.coder,
+        latent=latent.latent,
+        explanation_id=explanation.explanation_id,
+        scorer=scorer,
+        scorer_id="",
+        control=control,
+        example_idx=item.example_idx,
+        position=item.position,
+        document=item.document,
+        source=item.source,
+        quantile=item.quantile,
+        truth=item.truth,
+        answer=answer.answer,
+        probability=answer.probability,
+        status=answer.status,
+        request_ids=answer.request_ids,
+        prompt_idx=answer.prompt_idx,
+        truths=answer.truths,
+        answers=answer.answers,
+        value=answer.value,
     )

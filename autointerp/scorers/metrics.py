@@ -1,78 +1,59 @@
-"""The metrics of classifiers over one latent: from verdicts to scores with intervals.
+"""The metrics of scorers over one latent: from verdicts to scores with intervals.
 
-Balanced accuracy, AUROC and TNR are computed for each source of negatives apart, never pooled; TPR, also by quantile, concerns
-positives only (``negatives = "none"``). Examples that shared a prompt are not independent: numbers of examples are divided by
-the design effect, and the method name ends in ``_clustered``. A metric whose class is empty is ``undefined``.
+Balanced accuracy, accuracy, AUROC, correlation and TNR are computed for each source of negatives apart, never pooled; what
+concerns positives only, also by quantile, has ``negatives = "none"``. Examples that shared a prompt are not independent:
+numbers of examples are divided by the design effect, and the method name ends in ``_clustered``; where every example is judged
+alone, by a cosine or by log-probabilities, those of one document are a cluster. A metric whose class is empty is ``undefined``.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 
 from autointerp import stats
 from autointerp.records import UNSCORED, Explanation, LatentExamples, Score, Status, Verdict
 
-CHANCE = 0.5
+CHANCE: Mapping[str, float] = {"balanced_accuracy": 0.5, "auroc": 0.5, "correlation": 0.0}
+"""Chance level by metric, where it does not depend on the scorer."""
 
 
-def scores_of(
-    verdicts: Sequence[Verdict], *, latent: LatentExamples, explanation: Explanation, judge: str, headline: str
-) -> tuple[Score, ...]:
-    """Return the scores of one (latent, explanation, scorer, control); the headline is one row per source of negatives.
-
-    `verdicts` of examples that were not asked about (``not_applicable``) count nowhere.
-    """
-    asked = [verdict for verdict in verdicts if verdict.status != "not_applicable"]
-    positives = [verdict for verdict in asked if verdict.truth]
-    sources = list(dict.fromkeys(verdict.source for verdict in asked if not verdict.truth)) or ["none"]
-    quantiles = sorted({verdict.quantile for verdict in positives})
-    made = _Maker(latent, explanation, judge, headline, verdicts[0] if verdicts else None)
-    rows: list[Score] = []
-    for source in sources:
-        negatives = [verdict for verdict in asked if not verdict.truth and verdict.source == source]
-        rows.append(made.row("balanced_accuracy", [*positives, *negatives], _balanced(positives, negatives), source))
-        if headline == "auroc" or any(verdict.probability is not None for verdict in asked):
-            rows.append(made.row("auroc", [*positives, *negatives], _auroc(positives, negatives), source))
-        rows.append(made.row("tnr", negatives, _rate(negatives), source))
-    rows.append(made.row("tpr", positives, _rate(positives), "none"))
-    for quantile in quantiles:
-        some = [verdict for verdict in positives if verdict.quantile == quantile]
-        rows.append(made.row("tpr", some, _rate(some), "none", quantile))
-    return tuple(rows)
-
-
-def not_applicable(latent: LatentExamples, explanation: Explanation, *, judge: str, headline: str) -> tuple[Score, ...]:
-    """Return the headline rows of an explanation that this scorer cannot judge."""
-    made = _Maker(latent, explanation, judge, headline, None)
-    sources = list(dict.fromkeys(latent.negatives.sources)) or ["none"]
-    return tuple(made.row(headline, [], None, source, status="not_applicable") for source in sources)
-
-
-class _Maker:
-    """Fills in what all rows share."""
+class Rows:
+    """Makes rows of one (latent, explanation, scorer, control); fills in what they share."""
 
     def __init__(
-        self, latent: LatentExamples, explanation: Explanation, judge: str, headline: str, verdict: Verdict | None
+        self, latent: LatentExamples, explanation: Explanation, judge: str, headline: str, verdicts: Sequence[Verdict] = ()
     ) -> None:
-        self._latent, self._explanation, self._judge, self._headline, self._verdict = (
-            latent,
-            explanation,
-            judge,
-            headline,
-            verdict,
-        )
+        self._latent, self._explanation, self._judge, self._headline = latent, explanation, judge, headline
+        self._verdict = verdicts[0] if verdicts else None
+        self.asked = [verdict for verdict in verdicts if verdict.status != "not_applicable"]
+        """Verdicts that count; what was not asked about counts nowhere."""
+        self.positives = [verdict for verdict in self.asked if verdict.truth]
+
+    def by_source(self) -> dict[str, list[Verdict]]:
+        """Return the negatives by source; ``none`` where there are none."""
+        negatives = [verdict for verdict in self.asked if not verdict.truth]
+        sources = list(dict.fromkeys(verdict.source for verdict in negatives)) or ["none"]
+        return {source: [verdict for verdict in negatives if verdict.source == source] for source in sources}
+
+    def by_quantile(self) -> dict[int, list[Verdict]]:
+        """Return the positives by quantile, the strongest first."""
+        quantiles = sorted({verdict.quantile for verdict in self.positives})
+        return {q: [verdict for verdict in self.positives if verdict.quantile == q] for q in quantiles}
 
     def row(
         self,
         metric: str,
         verdicts: Sequence[Verdict],
         interval: stats.Interval | None,
-        negatives: str,
+        negatives: str = "none",
         quantile: int | None = None,
         *,
+        chance: float | None = None,
         status: Status = "undefined",
     ) -> Score:
+        """Return a row over `verdicts`; `status` is its where there is no `interval`, `chance` where it is the scorer's own."""
         counts: Counter[str] = Counter(verdict.status for verdict in verdicts)
         return Score(
             coder=self._latent.coder,
@@ -85,19 +66,69 @@ class _Maker:
             judge=self._judge,
             explainer=self._explanation.explainer,
             metric=metric,
-            is_headline=metric == self._headline,
+            is_headline=metric == self._headline and (quantile is None),
             negatives=negatives,
             quantile=quantile,
             status="ok" if interval is not None else status,
             value=interval.value if interval is not None else None,
-            ci_low=interval.low if interval is not None else None,
-            ci_high=interval.high if interval is not None else None,
+            ci_low=_finite(interval.low) if interval is not None else None,
+            ci_high=_finite(interval.high) if interval is not None else None,
             ci_method=interval.method if interval is not None else "none",
-            chance=CHANCE if metric in ("balanced_accuracy", "auroc") else None,
+            chance=CHANCE.get(metric) if chance is None else chance,
             disjoint=self._latent.disjoint,
             num_scored=counts["ok"],
             unscored={reason: counts[reason] for reason in UNSCORED if counts[reason]},
         )
+
+
+def scores_of(
+    verdicts: Sequence[Verdict], *, latent: LatentExamples, explanation: Explanation, judge: str, headline: str
+) -> tuple[Score, ...]:
+    """Return the scores of a classifier; the headline is one row per source of negatives.
+
+    `verdicts` of examples that were not asked about (``not_applicable``) count nowhere.
+    """
+    made = Rows(latent, explanation, judge, headline, verdicts)
+    rows: list[Score] = []
+    for source, negatives in made.by_source().items():
+        both = [*made.positives, *negatives]
+        rows.append(made.row("balanced_accuracy", both, _balanced(made.positives, negatives), source))
+        if headline == "accuracy":
+            rows.append(made.row("accuracy", both, rate(both), source, chance=_majority(made.positives, negatives)))
+        if headline == "auroc" or any(verdict.probability is not None for verdict in made.asked):
+            rows.append(made.row("auroc", both, _auroc(made.positives, negatives), source))
+        rows.append(made.row("tnr", negatives, rate(negatives), source))
+    rows.append(made.row("tpr", made.positives, rate(made.positives)))
+    rows += [made.row("tpr", some, rate(some), quantile=q) for q, some in made.by_quantile().items()]
+    return tuple(rows)
+
+
+def ranked_scores(
+    verdicts: Sequence[Verdict], *, latent: LatentExamples, explanation: Explanation, judge: str
+) -> tuple[Score, ...]:
+    """Return the AUROC of `Verdict.value` for each source of negatives, of all positives (the headline) and by quantile."""
+    made = Rows(latent, explanation, judge, "auroc", verdicts)
+    rows: list[Score] = []
+    for source, negatives in made.by_source().items():
+        for quantile, some in [(None, made.positives), *made.by_quantile().items()]:
+            rows.append(made.row("auroc", [*some, *negatives], _auroc(some, negatives, by_value=True), source, quantile))
+    return tuple(rows)
+
+
+def not_applicable(latent: LatentExamples, explanation: Explanation, *, judge: str, headline: str) -> tuple[Score, ...]:
+    """Return the headline rows of an explanation that this scorer cannot judge."""
+    made = Rows(latent, explanation, judge, headline)
+    sources = list(dict.fromkeys(latent.negatives.sources)) or ["none"]
+    return tuple(made.row(headline, [], None, source, status="not_applicable") for source in sources)
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _majority(positives: Sequence[Verdict], negatives: Sequence[Verdict]) -> float:
+    """Return the accuracy of the better of the two constant answers."""
+    return max(len(positives), len(negatives)) / max(len(positives) + len(negatives), 1)
 
 
 def _answered(verdicts: Sequence[Verdict]) -> list[Verdict]:
@@ -110,13 +141,15 @@ def _right(verdicts: Sequence[Verdict]) -> tuple[list[float], list[int]]:
     return [float(verdict.answer == verdict.truth) for verdict in answered], [verdict.prompt_idx for verdict in answered]
 
 
-def _rate(verdicts: Sequence[Verdict]) -> stats.Interval | None:
-    """Return the share of answers that are right; None without answers."""
-    right, prompts = _right(verdicts)
+def rate(verdicts: Sequence[Verdict], *, by_quantile: bool = False) -> stats.Interval | None:
+    """Return the share of answers that are right; None without answers. Clusters are prompts, or quantiles on demand."""
+    right, clusters = _right(verdicts)
     if not right:
         return None
-    interval = stats.wilson(sum(right), len(right), deff=stats.design_effect(right, prompts))
-    return _named(interval, prompts)
+    if by_quantile:
+        clusters = [verdict.quantile for verdict in _answered(verdicts)]
+    interval = stats.wilson(sum(right), len(right), deff=stats.design_effect(right, clusters))
+    return _named(interval, clusters)
 
 
 def _balanced(positives: Sequence[Verdict], negatives: Sequence[Verdict]) -> stats.Interval | None:
@@ -124,9 +157,8 @@ def _balanced(positives: Sequence[Verdict], negatives: Sequence[Verdict]) -> sta
     return _named(stats.clustered_accuracy(p, n), [*p[1], *n[1]]) if p[0] and n[0] else None
 
 
-def _auroc(positives: Sequence[Verdict], negatives: Sequence[Verdict]) -> stats.Interval | None:
-    p = [(verdict.probability, verdict.prompt_idx) for verdict in _answered(positives) if verdict.probability is not None]
-    n = [(verdict.probability, verdict.prompt_idx) for verdict in _answered(negatives) if verdict.probability is not None]
+def _auroc(positives: Sequence[Verdict], negatives: Sequence[Verdict], *, by_value: bool = False) -> stats.Interval | None:
+    p, n = _ranked(positives, by_value), _ranked(negatives, by_value)
     if not p or not n:
         return None
     value = stats.auroc([x for x, _ in p], [x for x, _ in n])
@@ -134,7 +166,15 @@ def _auroc(positives: Sequence[Verdict], negatives: Sequence[Verdict]) -> stats.
     return _named(stats.auroc_newcombe(value, len(p), len(n), deff=deff), [i for _, i in (*p, *n)])
 
 
-def _named(interval: stats.Interval, prompts: Sequence[int]) -> stats.Interval:
-    is_clustered = len(set(prompts)) < len(prompts)
+def _ranked(verdicts: Sequence[Verdict], by_value: bool) -> list[tuple[float, int]]:
+    """Return what each answer is ranked by, and its cluster."""
+    if by_value:
+        return [(v.value, v.document) for v in _answered(verdicts) if v.value is not None]
+    return [(v.probability, v.prompt_idx) for v in _answered(verdicts) if v.probability is not None]
+
+
+def _named(interval: stats.Interval, clusters: Sequence[Hashable]) -> stats.Interval:
+    # A single cluster tells nothing of what clustering does.
+    is_clustered = 1 < len(set(clusters)) < len(clusters)
     method = interval.method + "_clustered" * is_clustered
     return stats.Interval(value=interval.value, low=interval.low, high=interval.high, method=method)

@@ -71,6 +71,8 @@ class CoderRecord(Config):
     """Whether it predicts another place than it reads."""
     control_of: str | None = None
     """Name of the coder it is a control of."""
+    labels: tuple[str, ...] = ()
+    """A name for each latent, where the source gave names; else empty."""
 
     def identity(self) -> dict[str, Any]:
         """Return the fields that decide the activations."""

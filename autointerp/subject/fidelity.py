@@ -201,7 +201,8 @@ def _others(subject: Subject, coder: Coder, site: Site, rows: Mapping[str, Tenso
     def shifted(sign: float) -> float:
         # Moves the vector the encoder sees, whatever the coder's own rules are.
         shift = sign * coder.decoder_bias_E
-        moved = replace(coder, encoder_bias_L=coder.encoder_bias_L + coder.encoder_LD @ shift)
+        seen = shift if coder.encoder_LD is None else coder.encoder_LD @ shift
+        moved = replace(coder, encoder_bias_L=coder.encoder_bias_L + seen)
         return fit(x_ND, using=moved)
 
     found: dict[str, float] = {}

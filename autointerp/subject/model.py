@@ -1,21 +1,22 @@
 """The subject: the language model being interpreted, its tokenizer, its weights' digest and its hookpoints.
 
-Hookpoints are ``MODULE.PATH@in`` or ``@out`` of the whole causal model; published names are relative to some part of it and are
-resolved here. The forward pass itself is in `subject.hooks`.
+Hookpoints are ``MODULE.PATH@in`` or ``@out`` of the whole causal model; what coders publish is resolved in `subject.published`
+and `subject.hookpoints`. The forward pass itself is in `subject.hooks`.
 """
 
 from __future__ import annotations
 
 import difflib
+import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
@@ -23,12 +24,13 @@ from transformers.utils import logging as transformers_logging
 from autointerp.coders.tensors import digest_safetensors, digest_tensors
 from autointerp.digest import digest, digest_file
 from autointerp.errors import ConfigError, InputError, ResourceError, nearest
+from autointerp.subject.hookpoints import resolve_patterns
 from autointerp.subject.hooks import read_hookpoints
+from autointerp.subject.published import PublishedHook, published_hookpoint
 
 Quantization = Literal["8bit", "4bit"]
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
-_PREFIXES = ("model.", "model.language_model.", "language_model.", "transformer.", "gpt_neox.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +65,11 @@ class Subject:
     def device(self) -> torch.device:
         """Where token ids go."""
         device = self._embeddings.device
-        return device if device.type != "meta" else torch.device("cuda")
+        if device.type != "meta":
+            return device
+        model: Any = self.model
+        hook = getattr(model.get_input_embeddings(), "_hf_hook", None)  # accelerate's: weights on disk run elsewhere
+        return torch.device(getattr(hook, "execution_device", "cuda"))
 
     @property
     def max_context(self) -> int | None:
@@ -84,8 +90,22 @@ class Subject:
         return [f"{name}@{side}" for name, _ in self.model.named_modules() if name for side in ("in", "out")]
 
     def resolve(self, hookpoint: str, *, default_side: str = "out") -> str:
-        """Return the full name of one hookpoint; see :func:`resolve_hookpoint`."""
-        return resolve_hookpoint(hookpoint, (name for name, _ in self.model.named_modules()), default_side=default_side)
+        """Return the full name of one hookpoint, given by a path or by a published name.
+
+        Raises: InputError when there is none, or when its values are not yet what the name stands for: see :meth:`published`.
+        """
+        found = self.published(hookpoint, default_side=default_side)
+        if found.inputs:
+            rules = " and ".join(rule.name for rule in found.inputs)
+            raise InputError(
+                f"hookpoint {hookpoint!r} is {found.hookpoint} after the rule {rules}, and no module of the subject gives that "
+                f"out; name {found.hookpoint} for a coder that applies the rule itself"
+            )
+        return found.hookpoint
+
+    def published(self, name: str, *, layer: int | None = None, default_side: str = "out") -> PublishedHook:
+        """Return where the activation of a published name is, and how it is made from it; see :func:`published_hookpoint`."""
+        return published_hookpoint(name, self.model, layer=layer, default_side=default_side)
 
     def resolve_globs(self, patterns: Sequence[str], *, default_side: str = "out") -> list[str]:
         """Return the full names of all hookpoints that match; see :func:`resolve_patterns`."""
@@ -106,7 +126,9 @@ class Subject:
         found = self.widths([hookpoint])[hookpoint]
         if found == width:
             return
-        fitting = [name for name, size in self.widths().items() if size == width and not name.startswith("lm_head")]
+        model: Any = self.model
+        head = next((name for name, module in model.named_modules() if module is model.get_output_embeddings()), None)
+        fitting = [name for name, size in self.widths().items() if size == width and name.rpartition("@")[0] != head]
         close = difflib.get_close_matches(hookpoint, fitting, n=3, cutoff=0.0)
         hint = (
             f"hookpoints of width {width} near it: {', '.join(close)}"
@@ -130,7 +152,9 @@ def load_subject(
 ) -> Subject:
     """Load a causal language model and its tokenizer from a folder or the hub, ready to be read.
 
-    ``dtype="auto"`` is float32 on a CPU and bfloat16 on an accelerator.
+    ``dtype="auto"`` is float32 on a CPU and bfloat16 on an accelerator. `device_map` is a strategy of accelerate's such as
+    ``auto``, one device, or JSON that gives each part of the model a device, ``cpu`` or ``disk``: ``{"model.embed_tokens": 0,
+    "model.layers.0": "cpu", "model.layers.1": "disk", ...}``.
 
     Raises: InputError when there is no such model; ResourceError when a package that an option needs is missing.
     """
@@ -145,13 +169,13 @@ def load_subject(
         placement["quantization_config"] = _quantization(quantization, torch_dtype)
     if device_map is not None or quantization is not None:
         _need("accelerate", f"--{'device-map' if device_map else 'quantization'}")
-        placement["device_map"] = device_map or {"": str(where)}
+        placement["device_map"] = {"": str(where)} if device_map is None else _device_map(device_map)
     transformers_logging.disable_progress_bar()
     try:
         tokenizer = AutoTokenizer.from_pretrained(name_or_path, **options)
         model = AutoModelForCausalLM.from_pretrained(name_or_path, dtype=torch_dtype, **options, **placement)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise _load_error(name_or_path, error) from error
+    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
+        raise _load_error(name_or_path, error, device_map) from error
     model.eval()
     model.requires_grad_(False)
     if not placement:
@@ -167,76 +191,6 @@ def load_subject(
     )
 
 
-def resolve_hookpoint(hookpoint: str, modules: Iterable[str], *, default_side: str = "out") -> str:
-    """Return the full name of a hookpoint given as published: with or without a side, relative to a part of the model.
-
-    The path is tried as it is, then without a leading ``model.``, then with the prefixes models put before their blocks.
-
-    Raises: InputError when nothing fits, with the nearest name, or when several do.
-    """
-    known = {name for name in modules if name}
-    path, side = _sided(hookpoint, default_side)
-    if path in known:
-        return f"{path}@{side}"
-    bare = path.removeprefix("model.")
-    hits = sorted({candidate for candidate in (bare, *(prefix + bare for prefix in _PREFIXES)) if candidate in known})
-    if not hits:
-        hits = sorted(name for name in known if name.endswith("." + bare))
-    if len(hits) == 1:
-        return f"{hits[0]}@{side}"
-    if hits:
-        shown = ", ".join(hits[:6])
-        raise InputError(f"hookpoint {hookpoint!r} fits several modules ({shown}); give the whole path")
-    endings = {name: name for name in known} | {_relative(name): name for name in known}
-    raise InputError(f"the subject has no module {path!r} for hookpoint {hookpoint!r}; {nearest(path, endings)}")
-
-
-def resolve_patterns(patterns: Sequence[str], modules: Sequence[str], *, default_side: str = "out") -> list[str]:
-    """Return the hookpoints that match any of the patterns, in the order of `modules`; ``*`` stays within one part of a path.
-
-    Raises: InputError when a pattern matches nothing.
-    """
-    chosen: dict[str, None] = {}
-    for pattern in patterns:
-        path, side = _sided(pattern, default_side)
-        if not any(sign in path for sign in "*?["):
-            chosen[resolve_hookpoint(pattern, modules, default_side=default_side)] = None
-            continue
-        parts = path.removeprefix("model.").split(".")
-        hits = [name for name in modules if name and (_fits(name.split("."), path.split(".")) or _fits_relative(name, parts))]
-        if not hits:
-            raise InputError(
-                f"no module of the subject matches {pattern!r}; {nearest(path, {_relative(name) for name in modules})}"
-            )
-        chosen.update((f"{name}@{side}", None) for name in hits)
-    rank = {name: index for index, name in enumerate(modules)}
-    return sorted(chosen, key=lambda name: (rank[name.rpartition("@")[0]], name))
-
-
-def _fits(parts: list[str], patterns: list[str]) -> bool:
-    return len(parts) == len(patterns) and all(
-        fnmatchcase(part, pattern) for part, pattern in zip(parts, patterns, strict=True)
-    )
-
-
-def _fits_relative(name: str, patterns: list[str]) -> bool:
-    return any(name.startswith(prefix) and _fits(name.removeprefix(prefix).split("."), patterns) for prefix in _PREFIXES)
-
-
-def _relative(name: str) -> str:
-    for prefix in sorted(_PREFIXES, key=len, reverse=True):
-        if name.startswith(prefix):
-            return name.removeprefix(prefix)
-    return name
-
-
-def _sided(hookpoint: str, default_side: str) -> tuple[str, str]:
-    path, at, side = hookpoint.partition("@")
-    if at and side not in ("in", "out"):
-        raise InputError(f"hookpoint {hookpoint!r} ends in @{side}; expected MODULE.PATH@in or MODULE.PATH@out")
-    return path, side or default_side
-
-
 def _check_source(name: str) -> None:
     path = Path(name).expanduser()
     if path.is_dir():
@@ -249,8 +203,12 @@ def _check_source(name: str) -> None:
         raise InputError(f"no subject at {name}: no such folder, and not a hub id such as OWNER/MODEL")
 
 
-def _load_error(name: str, error: Exception) -> InputError:
+def _load_error(name: str, error: Exception, device_map: str | None) -> InputError:
     reason = " ".join(str(error).strip().split("\n")[0].split())[:300] or type(error).__name__
+    if Path(name).is_dir() and device_map is not None:
+        return InputError(
+            f"subject {name} cannot be loaded with the device map {device_map} ({reason}); each part of it needs one place"
+        )
     if Path(name).is_dir():
         return InputError(f"subject {name} cannot be loaded ({reason}); expected a causal language model saved by transformers")
     return InputError(
@@ -268,6 +226,17 @@ def _device(device: str) -> torch.device:
     if wanted.type == "cuda" and not torch.cuda.is_available():
         raise ResourceError(f"device {device} was asked for and this PyTorch sees no CUDA device; use --device cpu")
     return wanted
+
+
+def _device_map(text: str) -> str | dict[str, str]:
+    if not text.lstrip().startswith("{"):
+        return text
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise ConfigError(f'device_map = {text!r} is no JSON ({error}); expected one such as {{"model": 0}}') from error
+    named = {part: f"cuda:{device}" if isinstance(device, int) else str(device) for part, device in found.items()}
+    return {part: device if device == "disk" else str(_device(device)) for part, device in named.items()}
 
 
 def _need(package: str, option: str) -> None:

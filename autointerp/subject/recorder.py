@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -66,6 +66,8 @@ class Reading:
 
     coder: Coder
     hookpoint: str
+    subject: Subject | None = None
+    """The model it reads where that is not the recorder's: a control with the same tokenizer and other weights."""
 
 
 @dataclass(frozen=True)
@@ -92,11 +94,12 @@ class Recorder:
         Raises: InputError when one does not, with both numbers.
         """
         self._subject = subject
-        self._readings = dict(readings)
+        self._groups: list[tuple[Subject, dict[str, Reading]]] = []
+        for name, reading in readings.items():
+            self._group(reading.subject or subject)[name] = reading
         self._ctx_len = ctx_len
         self._filter = token_filter
         self._batch_tokens = batch_tokens
-        self._hookpoints = list(dict.fromkeys(reading.hookpoint for reading in readings.values()))
         bos = subject.bos_id
         self._bos = [] if bos is None else [bos]
         self._dropped = self._dropped_ids()
@@ -108,8 +111,17 @@ class Recorder:
                 f"contexts of {ctx_len} tokens{' and BOS' if self._bos else ''} do not fit {subject.name}, which has positions "
                 f"for {longest}; use a ctx_len of at most {longest - len(self._bos)}"
             )
-        for name, reading in self._readings.items():
-            subject.check_width(reading.hookpoint, reading.coder.spec.d_in, what=f"coder {name!r}")
+        for read, group in self._groups:
+            for name, reading in group.items():
+                read.check_width(reading.hookpoint, reading.coder.spec.d_in, what=f"coder {name!r}")
+
+    def _group(self, subject: Subject) -> dict[str, Reading]:
+        """Return the readings of one model."""
+        for other, group in self._groups:
+            if other is subject:
+                return group
+        self._groups.append((subject, {}))
+        return self._groups[-1][1]
 
     def _dropped_ids(self) -> np.ndarray:
         ids: set[int] = set()
@@ -126,33 +138,64 @@ class Recorder:
 
         Contexts of like length share a batch, so that little is padded; which ones depends on nothing but `contexts`.
         """
+        for num_tokens, chosen in self._chosen(contexts):
+            yield num_tokens, self._run(contexts, chosen)
+
+    def _chosen(self, contexts: Sequence[Context]) -> Iterator[tuple[int, list[int]]]:
+        """Yield the number of corpus tokens and the contexts of each batch."""
         order = sorted(range(len(contexts)), key=lambda index: -len(contexts[index].tokens))
         start = 0
         while start < len(order):
             longest = len(contexts[order[start]].tokens) + len(self._bos)
             stop = start + max(1, self._batch_tokens // longest)
             chosen = order[start:stop]
-            yield sum(len(contexts[index].tokens) for index in chosen), self._run(contexts, chosen)
+            yield sum(len(contexts[index].tokens) for index in chosen), chosen
             start = stop
+
+    def num_kept(self, contexts: Sequence[Context]) -> int:
+        """Return how many tokens of `contexts` the filter keeps."""
+        return int(self._arrays(contexts, list(range(len(contexts))))[1].sum())
+
+    def moments(self, contexts: Sequence[Context]) -> dict[str, tuple[Tensor, float]]:
+        """Return for each coder the mean float32 [D] of the vectors it reads, and their root mean square distance from it."""
+        sums: dict[str, tuple[Tensor, float, int]] = {}
+        for _, chosen in self._chosen(contexts):
+            tokens_BT, kept_BT = self._arrays(contexts, chosen)
+            for subject, readings in self._groups:
+                vectors = self._vectors(subject, [reading.hookpoint for reading in readings.values()], tokens_BT, kept_BT)
+                for name, reading in readings.items():
+                    x_ND = vectors[reading.hookpoint].double().cpu()
+                    total, squares, num = sums.get(name, (torch.zeros(x_ND.shape[1], dtype=torch.float64), 0.0, 0))
+                    sums[name] = total + x_ND.sum(dim=0), squares + float(x_ND.pow(2).sum()), num + len(x_ND)
+        found = {}
+        for name, (total, squares, num) in sums.items():
+            mean = total / num
+            found[name] = mean.float(), max(0.0, squares / num - float(mean.pow(2).sum())) ** 0.5
+        return found
 
     def _run(self, contexts: Sequence[Context], chosen: list[int]) -> Iterator[Activations]:
         tokens_BT, kept_BT = self._arrays(contexts, chosen)
-        # Padding is on the right of causal attention, where no kept token can see it: no mask is needed.
-        device_tokens = torch.from_numpy(tokens_BT).to(self._subject.device)
-        seen = read_hookpoints(self._subject.model, device_tokens, self._hookpoints)
         rows, offsets = kept_BT.nonzero()
         positions_N = np.array(chosen, dtype=np.int64)[rows] * self._ctx_len + offsets
-        kept = torch.from_numpy(kept_BT)
-        inputs: dict[str, tuple[Tensor, Tensor]] = {}
-        for name, reading in self._readings.items():
-            if reading.hookpoint not in inputs:
-                hidden_BTD = seen.pop(reading.hookpoint)[:, len(self._bos) :]
-                x_ND = hidden_BTD[kept.to(hidden_BTD.device)].float()
-                self._check_finite(x_ND, reading.hookpoint)
-                inputs[reading.hookpoint] = x_ND, torch.from_numpy(positions_N).to(x_ND.device)
-            x_ND, positions = inputs[reading.hookpoint]
+        for subject, readings in self._groups:
+            yield from self._encode(subject, readings, tokens_BT, kept_BT, positions_N)
+
+    def _encode(
+        self,
+        subject: Subject,
+        readings: dict[str, Reading],
+        tokens_BT: np.ndarray,
+        kept_BT: np.ndarray,
+        positions_N: np.ndarray,
+    ) -> Iterator[Activations]:
+        """Yield what the coders of one model find; `positions_N` are those of the kept tokens, row by row."""
+        vectors = self._vectors(subject, [reading.hookpoint for reading in readings.values()], tokens_BT, kept_BT)
+        all_positions = torch.from_numpy(positions_N)
+        for name, reading in readings.items():
+            x_ND = vectors[reading.hookpoint]
+            positions = all_positions.to(x_ND.device)
             if reading.coder.device != x_ND.device:
-                self._readings[name] = reading = Reading(reading.coder.to(x_ND.device), reading.hookpoint)
+                readings[name] = reading = replace(reading, coder=reading.coder.to(x_ND.device))
             started = time.perf_counter()
             for acts in reading.coder.encode_chunks(x_ND):
                 found = Activations(
@@ -164,6 +207,22 @@ class Recorder:
                 self.seconds[name] += time.perf_counter() - started
                 yield found
                 started = time.perf_counter()
+
+    def _vectors(
+        self, subject: Subject, hookpoints: Sequence[str], tokens_BT: np.ndarray, kept_BT: np.ndarray
+    ) -> dict[str, Tensor]:
+        """Return float32 [N, D] of the kept tokens, row by row, at each hookpoint."""
+        # Padding is on the right of causal attention, where no kept token can see it: no mask is needed.
+        device_tokens = torch.from_numpy(tokens_BT).to(subject.device)
+        wanted = list(dict.fromkeys(hookpoints))
+        seen = read_hookpoints(subject.model, device_tokens, wanted)
+        kept = torch.from_numpy(kept_BT)
+        vectors = {}
+        for hookpoint in wanted:
+            hidden_BTD = seen.pop(hookpoint)[:, len(self._bos) :]
+            vectors[hookpoint] = x_ND = hidden_BTD[kept.to(hidden_BTD.device)].float()
+            _check_finite(x_ND, hookpoint, subject)
+        return vectors
 
     def _arrays(self, contexts: Sequence[Context], chosen: list[int]) -> tuple[np.ndarray, np.ndarray]:
         """Return token ids with BOS int64 [B, T+1] and which corpus tokens are kept bool [B, T]."""
@@ -183,9 +242,10 @@ class Recorder:
             kept_BT &= ~np.isin(tokens_BT[:, num_bos:], self._dropped)
         return tokens_BT, kept_BT
 
-    def _check_finite(self, x_ND: Tensor, hookpoint: str) -> None:
-        if not bool(torch.isfinite(x_ND).all()):
-            raise InputError(
-                f"hookpoint {hookpoint} gave values that are not finite with dtype {self._subject.dtype}; "
-                "the subject overflows in it, use --dtype float32 or bfloat16"
-            )
+
+def _check_finite(x_ND: Tensor, hookpoint: str, subject: Subject) -> None:
+    if not bool(torch.isfinite(x_ND).all()):
+        raise InputError(
+            f"hookpoint {hookpoint} gave values that are not finite with dtype {subject.dtype}; "
+            "the subject overflows in it, use --dtype float32 or bfloat16"
+        )

@@ -9,8 +9,26 @@ import json
 import re
 from typing import Any
 
+from autointerp.errors import InputError
+
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _METASPACE = "\u2581"
+
+
+def load_tokenizer(source: str) -> Any:
+    """Return the tokenizer in a folder or on the hub.
+
+    Raises: InputError when there is none.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        reason = " ".join(str(error).strip().split("\n")[0].split())[:300] or type(error).__name__
+        raise InputError(
+            f"no tokenizer {source}: no such folder here, and the hub did not give it ({reason}); name another with --tokenizer"
+        ) from error
 
 
 def token_bytes(tokenizer: Any) -> tuple[list[bytes], list[bool]]:

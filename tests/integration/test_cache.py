@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -112,6 +113,22 @@ class TestContent:
             assert len(found.keys() ^ wanted.keys()) <= len(wanted) * 1e-3
             both = found.keys() & wanted.keys()
             assert [found[key] for key in both] == pytest.approx([wanted[key] for key in both], rel=2e-3, abs=2e-3)
+
+    def test_a_transcoder_with_names_by_site(self, settings, tiny_transcoder, monkeypatch):
+        def load(source, **_):
+            coder = load_coder(source)
+            return replace(coder, spec=replace(coder.spec, hookpoint="blocks.1.mlp.hook_in", target="blocks.1.hook_mlp_out"))
+
+        paths = settings(coders=[{"name": "transcoder", "source": str(tiny_transcoder)}])
+        by_module = open_store(cache(paths)).coder("transcoder")
+        monkeypatch.setattr(module, "load_coder", load)
+        by_site = open_store(cache(paths.model_copy(update={"out": paths.out.parent / "other"}))).coder("transcoder")
+        assert by_site.record.hookpoints == ("model.layers.1.post_attention_layernorm@out",)
+        assert by_site.record.target == by_module.record.target == "model.layers.1.mlp@out"
+        assert by_site.latents["count"].sum() > 1000
+        for latent in range(by_site.width):
+            for found, wanted in zip(by_site.activations(latent), by_module.activations(latent), strict=True):
+                assert found.tolist() == wanted.tolist()
 
     def test_documents_tokens_and_vocabulary(self, settings, tiny_subject, corpus):
         store = open_store(cache(settings()))

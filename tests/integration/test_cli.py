@@ -57,6 +57,15 @@ def one_sentence(result, *parts, code=2):
 
 
 class TestHelp:
+    @pytest.mark.parametrize("command", [(), *((name,) for name in COMMANDS), ("import", "delphi"), ("coder", "check")])
+    def test_keeps_the_lines_of_its_examples(self, run, command):
+        _, out, _ = run(*command, "--help")
+        assert "\\b" not in out and "\b" not in out
+        if command == ("cache",):
+            lines = [line.strip() for line in out.splitlines()]
+            assert any(line.startswith("neurons:MODULE[?k=32][&rotate=SEED]   an MLP's") for line in lines)
+            assert any(line.startswith("random-coder     NAME-random") for line in lines)
+
     def test_lists_every_command_without_importing_anything_heavy(self):
         code = "import sys; from autointerp.cli.main import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
         code += (

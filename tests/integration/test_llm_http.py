@@ -171,6 +171,9 @@ def test_prompt_logprobs_and_tokens():
         ask = Request(prompt=TokenIds(ids=ids), max_tokens=0, prompt_logprobs=PromptLogprobs(start=1))
         reply = await engine.complete(ask)
         assert [token.token_id for token in reply.prompt_tokens] == list(ids[1:]) and reply.text == ""
+        ask = Request(prompt=TokenIds(ids=ids), max_tokens=0, prompt_logprobs=PromptLogprobs(start=1, top=1, at=(2,)))
+        reply = await engine.complete(ask)
+        assert [len(token.top) for token in reply.prompt_tokens] == [0, 1, 0]
         reply = await engine.complete(Request(prompt=CHAT, max_tokens=3, top_logprobs=2))
         assert len(reply.tokens) == 3 and all(len(token.top) == 2 for token in reply.tokens)
 

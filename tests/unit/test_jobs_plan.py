@@ -7,7 +7,10 @@ import pytest
 
 from autointerp.errors import StoreError
 from autointerp.jobs.plan import extend_plan, read_plan
+from autointerp.reports.source import Source
+from autointerp.reports.summary import overview
 from autointerp.results.folder import ResultsFolder
+from autointerp.tables import read_parquet
 
 
 @pytest.fixture
@@ -33,6 +36,21 @@ def test_shards_never_change(folder):
     assert rows(second)[:3] == rows(first)
     assert rows(second)[3:] == [(2, "a", 6, True), (3, "b", 1, True)]
     assert extend_plan(folder, {"a": [3]}).num_parts == 2
+
+
+def test_rows_of_a_control_say_of_which_coder(folder):
+    extend_plan(folder, {"a": [1]}, partners=partners)
+    extend_plan(folder, {"a-random": [3]}, partners=partners, control_of={"a-random": "a"})
+    found = {
+        (row["coder"], row["latent"], row["purpose"]): row["control_of"]
+        for path in folder.plan.glob("*.parquet")
+        for row in read_parquet(path).to_pylist()
+    }
+    assert found == {
+        ("a", 1, "requested"): None, ("a", 2, "partner"): None,
+        ("a-random", 3, "requested"): "a", ("a-random", 4, "partner"): "a",
+    }  # fmt: skip
+    assert overview(Source(folder.path)).control_of == {"a-random": "a"}
 
 
 def test_partners_are_explained_and_not_scored(folder):

@@ -84,6 +84,14 @@ def test_the_first_prompt_token_has_no_probability(parts):
     assert len(got.prompt_tokens) == 5 and got.prompt_tokens[0].logprob is None and got.prompt_tokens[1].top == ()
 
 
+def test_alternatives_are_given_only_where_they_are_asked_for(parts):
+    got = answer(parts, Request(prompt=IDS, max_tokens=0, prompt_logprobs=PromptLogprobs(top=3, start=1, at=(2, 4))))
+    whole = answer(parts, Request(prompt=IDS, max_tokens=0, prompt_logprobs=PromptLogprobs(top=3, start=1)))
+    assert [len(token.top) for token in got.prompt_tokens] == [0, 3, 0, 3]
+    assert got.prompt_tokens[1] == whole.prompt_tokens[1] and got.prompt_tokens[3] == whole.prompt_tokens[3]
+    assert [token.logprob for token in got.prompt_tokens] == [token.logprob for token in whole.prompt_tokens]
+
+
 @pytest.mark.parametrize("prompt", [CHAT, TEXT, IDS], ids=["chat", "text", "ids"])
 def test_greedy_text_is_generates(parts, prompt):
     model, tokenizer = parts

@@ -9,7 +9,8 @@ import pytest
 import autointerp
 from autointerp.errors import ConfigError
 from autointerp.prompts import load_prompt, parse_prompt, prompt_path
-from autointerp.scorers.classify import read_list
+from autointerp.scorers.parse import read_integers, read_list, read_number, read_numbers
+from autointerp.scorers.simulation import read_lines
 
 ROOT = Path(autointerp.__file__).parent.parent
 NAMES = sorted(path.relative_to(ROOT / "prompts").with_suffix("").as_posix() for path in (ROOT / "prompts").rglob("*.toml"))
@@ -49,8 +50,12 @@ def test_bad_prompts_are_refused_with_a_sentence(changes, sentence):
 
 
 def test_missing_keys_are_named():
-    with pytest.raises(ConfigError, match="lacks the key 'reminder'"):
+    with pytest.raises(ConfigError, match="lacks the key 'system'"):
+        parse_prompt({key: value for key, value in GOOD.items() if key != "system"}, where="prompt 'x'")
+    with pytest.raises(ConfigError, match="has answer = 'label' and no reminder"):
         parse_prompt({key: value for key, value in GOOD.items() if key != "reminder"}, where="prompt 'x'")
+    with pytest.raises(ConfigError, match="has answer = 'slots' and a reminder"):
+        parse_prompt({**GOOD, "answer": "slots"}, where="prompt 'x'")
 
 
 def test_substituted_text_is_never_expanded_again():
@@ -113,12 +118,25 @@ def test_shipped_prompts_load_and_their_examples_have_the_form_they_ask_for(name
     assert prompt_path(name) == ROOT / "prompts" / f"{name}.toml"
     assert len(prompt.file.turns) >= 3
     for turn in prompt.file.turns:
-        if prompt.file.answer == "marked_line":
-            assert turn.assistant.splitlines()[-1].startswith(prompt.file.marker)
-        elif prompt.file.answer == "label":
-            assert turn.assistant in ("0", "1")
+        answer, text, num = prompt.file.answer, turn.assistant, turn.user.count("\nText ") + turn.user.startswith("Text ")
+        if answer == "marked_line":
+            assert text.splitlines()[-1].startswith(prompt.file.marker)
+        elif answer == "label":
+            assert text in ("0", "1")
+        elif answer == "slots":
+            assert len(read_lines(text, name)) == 2
+        elif answer == "levels":
+            shown = orjson.loads(turn.user.split("): ", 1)[1])
+            assert f"Tokens ({len(shown)})" in turn.user
+            assert read_integers(text, len(shown), low=0, high=10)
+        elif answer == "number":
+            assert num == 5 and read_number(text, num)
+        elif answer == "numbers":
+            assert read_numbers(text, num) <= set(range(1, num + 1))
+        elif answer == "list":
+            assert num == 5 and len(read_list(text, num)) == 5
         else:
-            assert len(read_list(turn.assistant, turn.user.count("\nText "))) == 5
+            assert answer == "none" and len(text.splitlines()) == 3
 
 
 def test_worked_lists_are_one_mixed_one_all_0_one_all_1():

@@ -14,7 +14,7 @@ from autointerp.reports import report, svg, write_report
 from autointerp.reports.index import coder_folder, coverage_rows, headline_rows, series_names, short_names
 from autointerp.reports.pages import latent_page
 from autointerp.reports.source import Source
-from autointerp.reports.summary import SeriesKey, overview, picks
+from autointerp.reports.summary import Overview, SeriesKey, overview, picks
 from autointerp.reports.terminal import show_latent, summary_table
 from autointerp.reports.text import json_for_html, level_of, one_line, visible, window_html
 from tests.report_folder import HOSTILE, JUDGE, build
@@ -351,6 +351,12 @@ def test_summary_table_has_a_row_per_series(results):
     assert lines[0].split()[:4] == ["coder", "explainer", "scorer", "judge"]
     assert len([line for line in lines if "balanced_accuracy" in line]) == 8
     assert "sae: 3 of 10 latents without a score: 1 planned" in lines[-2]
+
+
+def test_a_control_follows_the_coder_it_is_of():
+    names = ["a", "b", "b-random", "a2", "z-of-a"]
+    found = Overview(requested=dict.fromkeys(names), control_of={"b-random": "b", "z-of-a": "a"})
+    assert found.coders == ["a", "z-of-a", "a2", "b", "b-random"]
 
 
 def test_unknown_latents_are_answered_with_what_there_is(results):

@@ -146,3 +146,88 @@ def test_coverage_of_rates_spot_check(rate):
     random = np.random.default_rng(1)
     cover = [i.low <= rate <= i.high for i in (stats.wilson(x, 50) for x in random.binomial(50, rate, 300))]
     assert np.mean(cover) >= 0.9
+
+
+def test_correlation_equals_its_definition():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=200) + 1e6
+    y = 0.4 * x + rng.normal(size=200) - 3e5
+    found = stats.correlation(x, y, np.repeat(np.arange(20), 10))
+    assert found.value == pytest.approx(np.corrcoef(x, y)[0, 1], abs=1e-9)
+    assert found.low < found.value < found.high
+    assert found.method == "jackknife_document"
+
+
+def test_correlation_jackknife_by_hand():
+    rng = np.random.default_rng(3)
+    x, y, doc = rng.normal(size=30), rng.normal(size=30), np.arange(30) % 6
+    z = np.array([np.arctanh(np.corrcoef(x[doc != d], y[doc != d])[0, 1]) for d in range(6)])
+    error = np.sqrt(5 / 6 * ((z - z.mean()) ** 2).sum())
+    r = np.corrcoef(x, y)[0, 1]
+    found = stats.correlation(x, y, doc)
+    # t(0.975, 5) = 2.57058.
+    assert (found.low, found.high) == pytest.approx(
+        (np.tanh(np.arctanh(r) - 2.57058 * error), np.tanh(np.arctanh(r) + 2.57058 * error)), abs=1e-5
+    )
+
+
+def test_correlation_keeps_its_sign_and_is_undefined_for_constants():
+    x = np.array([0.0, 0, 1, 5, 0, 2])
+    assert stats.correlation(x, -2 * x + 3, range(6)).value == pytest.approx(-1)
+    assert stats.correlation(x, np.full(6, 0.7), range(6)) is None
+    assert stats.correlation(np.full(6, 0.1) + 1e-17, x, range(6)) is None
+    assert stats.correlation([], [], []) is None
+    with pytest.raises(ValueError, match="equally many"):
+        stats.correlation([1, 2], [1], [0, 0])
+
+
+def test_correlation_is_resampled_by_document_and_never_by_token():
+    """Copies of every token in its own document say nothing new: the interval must not shrink."""
+    rng = np.random.default_rng(5)
+    x, y, doc = rng.normal(size=80), rng.normal(size=80), np.repeat(np.arange(8), 10)
+    y = x + y
+    once = stats.correlation(x, y, doc)
+    copied = stats.correlation(np.tile(x, 9), np.tile(y, 9), np.tile(doc, 9))
+    assert (copied.low, copied.high) == pytest.approx((once.low, once.high))
+    by_token = stats.correlation(np.tile(x, 9), np.tile(y, 9), np.arange(720))
+    assert by_token.high - by_token.low < 0.7 * (once.high - once.low)
+    one = stats.correlation(x, y, np.zeros(80))
+    assert math.isnan(one.low) and one.value == pytest.approx(once.value)
+
+
+def slow_average_precision(positives, negatives):
+    total, last = 0.0, 0.0
+    for level in sorted({*positives, *negatives}, reverse=True):
+        hits, alarms = sum(p >= level for p in positives), sum(n >= level for n in negatives)
+        total += (hits / len(positives) - last) * hits / (hits + alarms)
+        last = hits / len(positives)
+    return total
+
+
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=12), st.lists(st.integers(0, 4), max_size=12))
+@settings(max_examples=100, deadline=None)
+def test_average_precision_equals_its_definition(positives, negatives):
+    assert stats.average_precision(positives, negatives) == pytest.approx(slow_average_precision(positives, negatives))
+
+
+def test_average_precision_by_hand():
+    # Ranked + - + +: (1 + 2/3 + 3/4) / 3.
+    assert stats.average_precision([4, 2, 1], [3]) == pytest.approx((1 + 2 / 3 + 3 / 4) / 3)
+    with pytest.raises(ValueError, match="at least one positive"):
+        stats.average_precision([], [1.0])
+
+
+def test_coverage_of_correlations_spot_check():
+    """Sparse, skewed activations by document, predicted well in most: the truth is inside about as often as it should be."""
+    rng = np.random.default_rng(7)
+
+    def draw(num):
+        y = np.zeros((num, 32))
+        fires = rng.random(num) < 0.5
+        y[np.flatnonzero(fires), rng.integers(0, 32, fires.sum())] = rng.gamma(2, 1, fires.sum())
+        x = np.minimum(y, 4) * (rng.random(num) < 0.8)[:, None] + 0.5 * rng.gamma(0.5, 1, (num, 32))
+        return x.ravel(), y.ravel(), np.repeat(np.arange(num), 32)
+
+    truth = np.corrcoef(*draw(40_000)[:2])[0, 1]
+    found = [stats.correlation(*draw(60)) for _ in range(200)]
+    assert np.mean([i.low <= truth <= i.high for i in found]) >= 0.87

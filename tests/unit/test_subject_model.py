@@ -5,11 +5,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from autointerp.coders.inputs import Rms
 from autointerp.coders.load import load_coder
 from autointerp.errors import ConfigError, InputError, ResourceError
 from autointerp.subject.corpus import Context
+from autointerp.subject.hookpoints import resolve_hookpoint, resolve_patterns
 from autointerp.subject.hooks import read_hookpoints
-from autointerp.subject.model import load_subject, resolve_hookpoint, resolve_patterns
+from autointerp.subject.model import load_subject
 from autointerp.subject.recorder import Reading, Recorder, TokenFilter
 
 LLAMA = [
@@ -147,6 +149,21 @@ class TestHookpoints:
         with pytest.raises(InputError, match=r"no hookpoint of .* is 5 wide"):
             subject.check_width("model.layers.1@out", 5, what="coder 'sae'")
 
+    def test_names_by_site(self, subject):
+        assert subject.resolve("blocks.1.hook_resid_post") == "model.layers.1@out"
+        assert subject.resolve("blocks.2.attn.hook_z", default_side="out") == "model.layers.2.self_attn.o_proj@in"
+        assert subject.resolve("model.layers.0.mlp.input") == "model.layers.0.mlp@in"
+        assert subject.published("hook_resid_mid", layer=0).hookpoint == "model.layers.0.post_attention_layernorm@in"
+        subject.check_width(subject.resolve("blocks.1.mlp.hook_post"), 64, what="coder 'sae'")
+
+    def test_what_no_module_gives_out_is_no_hookpoint_alone(self, subject):
+        found = subject.published("blocks.1.ln2.hook_normalized")
+        assert found.hookpoint == "model.layers.1.post_attention_layernorm@in" and found.inputs == (Rms(1e-6),)
+        with pytest.raises(
+            InputError, match=r"is model.layers.1.post_attention_layernorm@in after the rule rms, and no module"
+        ):
+            subject.resolve("blocks.1.ln2.hook_normalized")
+
 
 def count_hooks(model):
     return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules())
@@ -246,6 +263,21 @@ class TestRecorder:
                 naive |= {(index * 16 + t, latent): dense[t, latent].item() for t, latent in dense.nonzero().tolist()}
             assert found[name].keys() == naive.keys() and len(naive) > 50
             assert list(found[name].values()) == pytest.approx([naive[key] for key in found[name]], rel=1e-4, abs=1e-5)
+
+    def test_encodes_in_float32_what_a_bfloat16_subject_gives(self, tiny_subject, tiny_sae, coders):
+        subject = load_subject(str(tiny_subject), device="cpu", dtype="bfloat16")
+        contexts = contexts_of(16, 16, 16)
+        found = record(subject, {"sae": coders["sae"]}, contexts, batch_tokens=64)["sae"]
+        tokens = torch.tensor([[0, *context.tokens.tolist()] for context in contexts])
+        with torch.no_grad():
+            hidden = subject.model(input_ids=tokens, output_hidden_states=True).hidden_states[2][:, 1:]
+        assert hidden.dtype == torch.bfloat16
+        tensors = {name: tensor.double() for name, tensor in load_file(tiny_sae / "sae.safetensors").items()}
+        pre = (hidden.flatten(0, 1).double() - tensors["b_dec"]) @ tensors["encoder.weight"].T + tensors["encoder.bias"]
+        values, latents = pre.relu().topk(4)
+        wanted = {(t, int(index)): float(v) for t in range(48) for v, index in zip(values[t], latents[t], strict=True) if v > 0}
+        assert found.keys() == wanted.keys() and len(wanted) > 100
+        assert [found[key] for key in wanted] == pytest.approx(list(wanted.values()), rel=1e-5, abs=1e-5)
 
     def test_filters(self, subject, coders):
         context = contexts_of(16)[0]

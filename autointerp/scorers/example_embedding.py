@@ -1,0 +1,111 @@
+"""Example embedding: are a latent's windows nearer to its other windows than silent ones are? (arXiv 2507.08473).
+
+Measures the latent and the embedder, not an explanation. Every scored window is a query. Beside it stand windows that were set
+apart for explaining: up to `num_exemplars` activating ones of one quantile (its own, or for a silent query each in turn) and
+as many silent ones, all with highlights. delta = mean cosine with the activating ones - mean cosine with the silent ones; the
+score is the AUROC of delta, activating queries against silent ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from pydantic import Field
+
+from autointerp.config import Config
+from autointerp.digest import generator
+from autointerp.examples.render import highlight
+from autointerp.protocols import Needs, Resources
+from autointerp.records import Examples, Explanation, LatentExamples, Request, ScoreResult
+from autointerp.scorers.embedding import Vectors
+from autointerp.scorers.highlights import dealt_anew, lent_masks, own_masks, shown_masks
+from autointerp.scorers.items import Answer, items_of, verdict_of
+from autointerp.scorers.metrics import not_applicable, ranked_scores
+
+_VERSION = 1
+"""Part of the identity: raise it when the same settings come to compare or to count otherwise."""
+
+
+class ExampleEmbeddingConfig(Config):
+    """How windows are compared."""
+
+    num_exemplars: int = Field(default=10, ge=1)
+    """Most activating windows, and most silent ones, that a query is compared with."""
+    threshold: float = Field(default=0.3, ge=0, lt=1)
+    """Tokens above this share of their window's greatest activation are highlighted."""
+
+
+class ExampleEmbedding:
+    """Ranks windows by how much nearer they are to activating windows than to silent ones."""
+
+    Config = ExampleEmbeddingConfig
+    name = "example_embedding"
+    needs = Needs(embedder=True, explanation=False)
+    headline = "auroc"
+
+    def __init__(self, config: ExampleEmbeddingConfig | None = None) -> None:
+        self.config = config or ExampleEmbeddingConfig()
+        self._vectors = Vectors()
+
+    def identity(self) -> Mapping[str, Any]:
+        """Return everything that changes its verdicts, but embedder and selection."""
+        return {"version": _VERSION, "config": self.config.identity()}
+
+    def requests(self, latent: LatentExamples, explanation: Explanation, resources: Resources, /) -> list[Request]:
+        """Return no requests: nothing is asked of an LLM."""
+        return []
+
+    async def score(
+        self, latent: LatentExamples, explanation: Explanation, resources: Resources, /, *, control: str | None = None
+    ) -> ScoreResult:
+        """Return one verdict per query; see :class:`autointerp.protocols.Scorer`."""
+        assert resources.embedder is not None
+        judge = resources.embedder.id
+        random = generator("example embedding", resources.seed, latent.coder, latent.latent)
+        threshold = self.config.threshold
+        active = latent.explain_statistics.take(np.flatnonzero(latent.explain_statistics.quantiles >= 0))
+        active_masks = own_masks(active, threshold)
+        silent = latent.explain_negatives
+        if not len(active) or not len(silent):
+            return ScoreResult(verdicts=(), scores=not_applicable(latent, explanation, judge=judge, headline=self.headline))
+        silent_masks = np.stack(lent_masks(silent, active_masks, random, threshold=threshold))
+        queries = latent if control is None else dealt_anew(latent, random)
+        masks = np.concatenate(shown_masks(queries, threshold, random))
+        exemplars = {
+            int(quantile): (
+                self._drawn(np.flatnonzero(active.quantiles == quantile), random),
+                self._drawn(np.arange(len(silent)), random),
+            )
+            for quantile in np.unique(active.quantiles)
+        }
+
+        def texts(block: Examples, block_masks: np.ndarray) -> list[str]:
+            lengths = block.lengths
+            return [
+                highlight(resources.vocabulary, block.tokens[i, : lengths[i]], block_masks[i, : lengths[i]])
+                for i in range(len(block))
+            ]
+
+        items = items_of(queries.positives, queries.negatives)
+        scored = queries.positives.joined(queries.negatives)
+        vectors = await self._vectors.of(
+            resources.embedder, [*texts(scored, masks), *texts(active, active_masks), *texts(silent, silent_masks)]
+        )
+        of_query, of_active, of_silent = np.split(vectors, [len(scored), len(scored) + len(active)])
+        turns = sorted(exemplars)
+        verdicts = []
+        for i, item in enumerate(items):
+            # A silent query has no quantile, and must not be compared with other exemplars than the positives are.
+            wanted = item.quantile if item.truth else int(queries.positives.quantiles[i % max(len(queries.positives), 1)])
+            quantile = min(turns, key=lambda q: abs(q - wanted))
+            near, far = exemplars[quantile]
+            delta = float((of_active[near] @ of_query[i]).mean() - (of_silent[far] @ of_query[i]).mean())
+            answer = Answer(status="ok", value=delta, prompt_idx=item.example_idx)
+            verdicts.append(verdict_of(item, answer, scorer=self.name, latent=latent, explanation=explanation, control=control))
+        scores = ranked_scores(verdicts, latent=latent, explanation=explanation, judge=judge)
+        return ScoreResult(verdicts=tuple(verdicts), scores=scores)
+
+    def _drawn(self, rows: np.ndarray, random: np.random.Generator) -> np.ndarray:
+        return np.sort(random.choice(rows, min(len(rows), self.config.num_exemplars), replace=False))

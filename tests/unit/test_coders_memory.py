@@ -1,0 +1,66 @@
+"""No coder ever makes an array of tokens x latents; what it holds at a time is bounded by its chunks."""
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from autointerp.coders.activations import Gated, GroupMax, JumpRelu, MatchingPursuit, Relu, TopK
+from autointerp.coders.coder import _LATENTS_PER_CHUNK, Coder, CoderSpec
+
+WIDTH, D, TOKENS, K, ROWS = 20_000, 2, 200, 8, 20
+
+
+class Largest(TorchDispatchMode):
+    """Notes the number of elements of the largest tensor that any operation gives."""
+
+    def __init__(self):
+        super().__init__()
+        self.num_elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        sizes = [leaf.numel() for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
+        self.num_elements = max([self.num_elements, *sizes])
+        return result
+
+
+def make(activation):
+    generator = torch.Generator().manual_seed(0)
+    normal = lambda *shape: torch.randn(*shape, generator=generator)  # noqa: E731
+    spec = CoderSpec(format="test", source="made", digest="", width=WIDTH, d_in=D, d_out=D, activation=activation.name)
+    decoder = torch.nn.functional.normalize(normal(WIDTH, D), dim=1)
+    # So that few latents are active, whatever the rule.
+    bias = torch.full((WIDTH,), -5.0)
+    tensors = {"encoder_LD": normal(WIDTH, D), "encoder_bias_L": bias, "decoder_LE": decoder, "decoder_bias_E": normal(D)}
+    return Coder(spec=spec, activation=activation, **tensors), normal(TOKENS, D)
+
+
+@pytest.mark.parametrize(
+    "activation",
+    [
+        TopK(K),
+        TopK(K, signed=True),
+        GroupMax(K),
+        MatchingPursuit(residual_threshold=0.01, max_iterations=4, stop_on_repeat=True),
+        Relu(),
+        JumpRelu(torch.full((WIDTH,), 0.5)),
+        Gated(torch.full((WIDTH,), -0.5), torch.ones(WIDTH), torch.zeros(WIDTH)),
+    ],
+    ids=lambda activation: activation.name,
+)
+def test_the_largest_tensor_is_a_chunk(monkeypatch, activation):
+    coder, x = make(activation)
+    latents = WIDTH if activation.needs_all_latents else _LATENTS_PER_CHUNK
+    assert latents <= WIDTH
+    monkeypatch.setattr("autointerp.coders.coder.CHUNK_BYTES", 4 * latents * ROWS)
+    monkeypatch.setattr("autointerp.coders.coder.MAX_CHUNK_BYTES", 4 * latents * ROWS)
+    with Largest() as whole:
+        coder.encode_dense(x)
+    assert whole.num_elements == TOKENS * WIDTH, "the watch sees a dense array"
+    with Largest() as seen:
+        acts = coder.encode(x)
+    assert len(acts) > 0 and seen.num_elements <= max(ROWS * latents, 2 * len(acts), WIDTH * D)
+    with Largest() as decoded:
+        coder.decode(acts, x)
+    assert decoded.num_elements <= max(len(acts) * D, ROWS * latents)
