@@ -176,7 +176,7 @@ def cut_tokens(tokens: np.ndarray, start: np.ndarray, length: np.ndarray, *, wid
     short = np.flatnonzero(length < width)
     if len(short):
         block[short] *= np.arange(width) < length[short, None]
-    return block
+    return np.asarray(block)
 
 
 def cut_activations(
