@@ -36,8 +36,22 @@ Disjoint = Literal["document", "context", "unknown", "none"]
 """Unit by which the pools of a latent were separated; ``none`` = examples that were explained are scored on purpose."""
 
 Pool = Literal["explain", "score", "validate"]
-Source = Literal["positive", "random", "same_token", "neighbour", "embedding", "shuffled_highlight", "none"]
+Source = Literal[
+    "positive",
+    "random",
+    "same_token",
+    "neighbour_cooccurrence",
+    "neighbour_decoder",
+    "neighbour_encoder",
+    "embedding",
+    "shuffled_highlight",
+    "none",
+]
 """Where an example comes from. ``shuffled_highlight``: an activating window with inactive tokens marked (fuzzing)."""
+
+
+NeighbourKind = Literal["cooccurrence", "decoder", "encoder"]
+"""What makes two latents neighbours: firing on the same positions, or the cosine of their decoder or encoder rows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +61,8 @@ class Examples:
     tokens: np.ndarray
     """uint32 [E, W], token ids; columns at or beyond a row's length are 0."""
     activations: np.ndarray
-    """float32 [E, W], the latent's activation at each token; 0 where silent or beyond the length."""
+    """float32 [E, W], the latent's activation at each token; 0 where silent or beyond the length. A negative from a
+    neighbour keeps the neighbour's, so an activation does not say that the latent fires: the source does."""
     lengths: np.ndarray
     """int32 [E], tokens in each window, 1..W."""
     positions: np.ndarray

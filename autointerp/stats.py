@@ -11,9 +11,10 @@ averaged.
 - Examples that shared a prompt: the effective number of examples is n / design effect (Kish 1965), the intra-class correlation
   estimated by one-way analysis of variance (Donald and Donner 1987) and never taken below 0.
 - Correlation: Pearson's, never calibrated, so that its sign is the data's. Interval by the delete-one jackknife over clusters
-  (documents) on Fisher's z scale with a t quantile (Efron and Tibshirani 1993, chapter 11): tokens of one text are not
-  independent, so none is ever resampled alone. In simulation it covers 0.92 to 0.955 where a bootstrap over clusters covers
-  0.90 to 0.96, and it needs no seed.
+  (documents) on Fisher's z scale (Efron and Tibshirani 1993, chapter 11): tokens of one text are not independent, so none is
+  ever left out alone. A few documents carry the variance of sparse data, so the t quantile has the degrees of freedom of a
+  variance of such kurtosis (Satterthwaite 1946). In simulation, 20 to 100 documents, it covered 0.92 to 0.96, percentiles of a
+  bootstrap over documents 0.87 to 0.94.
 - Average precision: the step sum of precision over recall (Zhu 2004), ties counted as one step.
 - Across latents: t interval of the mean, order statistics of the median (Conover 1999, section 3.2), and a weighted mean with
   the linearised variance of a ratio (Cochran 1977, section 6.5); all over one value per latent.
@@ -170,10 +171,18 @@ def correlation(
     left_out = _pearson(total[:, None] - parts) if k > 1 else np.array([math.nan])
     if np.all(np.abs(left_out) < 1 - 1e-12) and abs(value) < 1 - 1e-12:
         z = np.arctanh(left_out)
-        error = math.sqrt((k - 1) / k * float(np.square(z - z.mean()).sum()))
-        half = float(stdtrit(k - 1, 0.5 + level / 2)) * error
+        squares = np.square(z - z.mean())
+        error = math.sqrt((k - 1) / k * float(squares.sum()))
+        half = float(stdtrit(_degrees(squares), 0.5 + level / 2)) * error
         low, high = math.tanh(math.atanh(value) - half), math.tanh(math.atanh(value) + half)
     return Interval(value=value, low=low, high=high, method="jackknife_document")
+
+
+def _degrees(squares: np.ndarray) -> float:
+    """Return the degrees of freedom of a sum of squared deviations: k - 1 at most, fewer the more a few of them carry."""
+    k, total = len(squares), float(squares.sum())
+    kurtosis = k * float(np.square(squares).sum()) / total**2 if total > 0 else 1.0
+    return min(k - 1.0, max(1.0, 2 * k / (kurtosis - 1))) if kurtosis > 1 else k - 1.0
 
 
 def _is_constant(values: np.ndarray) -> bool:

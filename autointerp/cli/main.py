@@ -28,6 +28,7 @@ COMMANDS: dict[str, str] = {
     "run": "Run the stages that a TOML file describes.",
     "plan": "Count requests, tokens, cost and disk before anything is spent.",
     "status": "Say what a results folder holds and what is left to do.",
+    "tables": "Compute neighbours, statistics, logits or embeddings beside a store's activations.",
     "verify": "Check a store or a results folder against its digests.",
     "report": "Write static pages to look at, readable offline.",
     "show": "Print one latent: explanation, scores, contexts.",

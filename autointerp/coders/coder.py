@@ -204,6 +204,17 @@ class Coder:
         """Return float32 [L, E], what each latent writes."""
         return self.decoder_LE
 
+    def encoder_rows(self) -> Tensor:
+        """Return float32 [L, D], what each latent reads.
+
+        Raises: InputError when each latent is one coordinate of what comes in: those directions have nothing in common.
+        """
+        if self.encoder_LD is None:
+            raise InputError(
+                f"coder {self.spec.source} reads one coordinate per latent, so no two of its encoder rows are alike"
+            )
+        return self.encoder_LD
+
     def describe(self) -> dict[str, Any]:
         """Return the spec and whether there is a skip connection, as JSON values."""
         return asdict(self.spec) | {"reading": dict(self.spec.reading), "has_skip": self.skip_ED is not None}

@@ -7,7 +7,8 @@ text drawn before) is removed by :class:`SilentWindows`, so that no source can b
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
@@ -15,11 +16,18 @@ from autointerp.digest import hash64, seed_of
 from autointerp.errors import ConfigError, nearest
 from autointerp.examples.pools import LatentPools
 from autointerp.examples.windows import Corpus, WindowGrid, cut_tokens
-from autointerp.records import Source
+from autointerp.records import NeighbourKind, Source
 
 _CHUNK = 512
 _MAX_PROBES = 32 * _CHUNK
 _FREQUENT = 0.05
+
+PER_NEIGHBOUR = 10
+"""Most windows that one neighbour gives."""
+_WALK = 64
+NUM_QUERIES = 10
+"""Strongest windows that embedding negatives are like."""
+_FIRST_SEARCH = 512
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +44,20 @@ class SilentWindows:
     """Seed of (run, coder, latent)."""
     top_token: Callable[[], int | None]
     """Returns the token that carries most of the latent's activation, by its explain pool only; None where that is empty."""
+    neighbours: Callable[[NeighbourKind], np.ndarray]
+    """Returns the latent's neighbours, nearest first.
+
+    Raises: StoreError when nobody computed them."""
+    windows_of: Callable[[int], np.ndarray]
+    """Returns the rows of the grid in which another latent of the coder fires, from its strongest."""
+    strongest: Callable[[int], np.ndarray]
+    """Returns the rows of the grid in which the latent fires most strongly, of this pool, each text once."""
+    similar: Callable[[np.ndarray, int], np.ndarray]
+    """Returns for each row of the grid those most like it, nearest first, up to a number.
+
+    Raises: StoreError when the store's windows are not embedded."""
+    lenders: dict[int, int] = field(default_factory=dict)
+    """Latent whose activations an example keeps, by row of the grid; filled in by the sources that walk other latents."""
 
     def admits(self, rows: np.ndarray) -> np.ndarray:
         """Return the rows that are silent and in this pool, in their order."""
@@ -72,6 +94,10 @@ class NegativeSource:
     """What the examples' `sources` say."""
     draw: Draw
     """Yields chunks of rows of the grid, in the order in which they are wanted."""
+    kind: NeighbourKind | None = None
+    """The table of neighbours that it walks, or None."""
+    needs_embeddings: bool = False
+    """Whether it looks windows up in the store's index of embeddings."""
 
 
 def _random(windows: SilentWindows) -> Iterator[np.ndarray]:
@@ -107,9 +133,66 @@ def _same_token(windows: SilentWindows) -> Iterator[np.ndarray]:
     yield from windows.shuffled(np.unique(rows[rows >= 0]), "same_token")
 
 
+def _walk(kind: NeighbourKind, windows: SilentWindows) -> Iterator[np.ndarray]:
+    """Yield up to ten of each neighbour's strongest windows, from the nearest neighbour on."""
+    for neighbour in windows.neighbours(kind).tolist():
+        rows = windows.windows_of(neighbour)
+        chunks = (rows[low : low + _WALK] for low in range(0, len(rows), _WALK))
+        # Only those that belong count: the strongest windows of a near neighbour are often the latent's own.
+        chosen = windows.first(chunks, PER_NEIGHBOUR, taken=np.zeros(0, np.int64))
+        for row in chosen.tolist():
+            windows.lenders.setdefault(row, neighbour)
+        yield chosen
+
+
+def _embedding(windows: SilentWindows) -> Iterator[np.ndarray]:
+    """Yield windows like the latent's ten strongest: the nearest of each in turn, then the next of each.
+
+    So n windows are at most ceil(n / 10) of any one query, and more are the same ones and more. The queries are of the pool
+    that the negatives are of, and of no other.
+    """
+    queries = windows.strongest(NUM_QUERIES)
+    searched: dict[int, np.ndarray] = {}
+
+    def near(query: int) -> Iterator[int]:
+        done, count = 0, _FIRST_SEARCH
+        while done < len(windows.grid):
+            if count not in searched:
+                searched[count] = windows.similar(queries, count)
+            row = searched[count][query]
+            yield from windows.admits(row[done:]).tolist()
+            done, count = len(row), 8 * count
+
+    streams = [near(query) for query in range(len(queries))]
+    said: set[int] = set()
+    while streams:
+        chosen = []
+        for stream in list(streams):
+            row = next((row for row in stream if int(windows.grid.text[row]) not in said), None)
+            if row is None:
+                streams.remove(stream)
+            else:
+                said.add(int(windows.grid.text[row]))
+                chosen.append(row)
+        yield np.array(chosen, np.int64)
+
+
+def _neighbours(kind: NeighbourKind) -> NegativeSource:
+    label: dict[NeighbourKind, Source] = {
+        "cooccurrence": "neighbour_cooccurrence",
+        "decoder": "neighbour_decoder",
+        "encoder": "neighbour_encoder",
+    }
+    return NegativeSource(label=label[kind], draw=partial(_walk, kind), kind=kind)
+
+
 NEGATIVES: dict[str, NegativeSource] = {
     "random": NegativeSource(label="random", draw=_random),
     "same_token": NegativeSource(label="same_token", draw=_same_token),
+    "neighbour_cooccurrence": _neighbours("cooccurrence"),
+    "neighbour_decoder": _neighbours("decoder"),
+    "neighbour_encoder": _neighbours("encoder"),
+    "embedding": NegativeSource(label="embedding", draw=_embedding, needs_embeddings=True),
 }
 
 

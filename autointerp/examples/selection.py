@@ -8,17 +8,18 @@ Sampling follows arXiv 2410.13928 section 3.1 with delphi's rank quantiles, but 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
+from typing import Any
 
 import numpy as np
 from pydantic import Field, field_validator, model_validator
 
 from autointerp.config import Config
 from autointerp.digest import digest, hash64, seed_of
-from autointerp.errors import ConfigError, InputError, nearest
+from autointerp.errors import ConfigError, InputError, StoreError, nearest
 from autointerp.examples.negatives import NEGATIVES, SilentWindows, check_negatives, probe
 from autointerp.examples.pools import EXPLAIN, MIN_EXPLAIN, MIN_SCORE, SCORE, LatentPools, choose_unit
 from autointerp.examples.sampling import Choice, Sampling, rank
@@ -26,6 +27,8 @@ from autointerp.examples.windows import (
     ActivatingWindows,
     CoderActivations,
     Corpus,
+    Neighbours,
+    Similar,
     WindowGrid,
     build_grid,
     centred_windows,
@@ -34,7 +37,7 @@ from autointerp.examples.windows import (
     grid_windows,
     ragged,
 )
-from autointerp.records import Examples, LatentExamples, Status
+from autointerp.records import Examples, LatentExamples, NeighbourKind, Status
 
 _VERSION = 1
 """Part of the selection's identity: raise it when the same settings come to choose other windows."""
@@ -73,10 +76,17 @@ class SelectionConfig(Config):
     """Negatives to score, of each source."""
     negatives: tuple[str, ...] = ("random",)
     """Sources of negatives, in the order in which they choose."""
+    embedder: str = "all-MiniLM-L6-v2"
+    """Whose embeddings of the store's windows the source ``embedding`` looks up."""
     quantiles: int = Field(default=10, ge=1, le=1000)
     """Strata of equal rank; 0 holds the strongest windows."""
     seed: int = Field(default=0, ge=0)
     """Decides pools and choices."""
+
+    def identity(self) -> dict[str, Any]:
+        """Return the settings; without the embedder where nothing is looked up by it, so that it need not be known then."""
+        values = super().identity()
+        return values if "embedding" in self.negatives else {name: values[name] for name in values if name != "embedder"}
 
     @field_validator("negatives")
     @classmethod
@@ -123,6 +133,8 @@ class Selector:
         self._lock = threading.Lock()
         self._grid: WindowGrid | None = None
         self._coders: dict[str, tuple[CoderActivations, str]] = {}
+        self._neighbours: dict[tuple[str, NeighbourKind], Neighbours] = {}
+        self._embeddings: Similar | None = None
 
     @property
     def grid(self) -> WindowGrid:
@@ -145,10 +157,22 @@ class Selector:
         seed = seed_of("examples", config.seed, coder, latent)
         explain = _ranked(fired, EXPLAIN, seed=seed)
         score = _ranked(fired, SCORE, seed=seed)
-        to_score = self._silent(fired, SCORE, seed=seed, top_token=partial(self._top_token, fired, explain))
+        to_score = SilentWindows(
+            corpus=self.store,
+            grid=self.grid,
+            pools=fired.pools,
+            pool=SCORE,
+            fires=fired.fires,
+            seed=seed,
+            top_token=partial(self._top_token, fired, explain),
+            neighbours=partial(self._nearest, reader, coder, latent),
+            windows_of=partial(self._windows_of, reader, coder),
+            strongest=partial(self._strongest, fired, seed),
+            similar=self._similar,
+        )
         status, random = self._status(fired, explain, score, to_score)
         if status == "ok":
-            blocks = self._choose(fired, explain, score, to_score, replace(to_score, pool=EXPLAIN), random, seed)
+            blocks = self._choose(fired, explain, score, to_score, replace(to_score, pool=EXPLAIN), random, reader, seed)
         else:
             names = ("explain", "explain_statistics", "explain_negatives", "positives", "negatives")
             blocks = dict.fromkeys(names, Examples.empty(config.window))
@@ -177,6 +201,7 @@ class Selector:
         to_score: SilentWindows,
         to_explain: SilentWindows,
         random: np.ndarray,
+        reader: CoderActivations,
         seed: int,
     ) -> dict[str, Examples]:
         config, nothing = self.config, np.zeros(0, np.int64)
@@ -186,15 +211,16 @@ class Selector:
         judged = Choice(score, parts=config.quantiles, seed=seed).take(config.num_positives)
         quiet = to_explain.first(probe(to_explain, "statistics"), config.num_statistics, taken=nothing)
         contrast = to_explain.first(probe(to_explain, "explain"), config.num_explain_negatives, taken=nothing)
-        taken, labels = nothing, []
+        taken, labels, lenders = nothing, [], []
         for name in config.negatives:
-            source = NEGATIVES[name]
+            source, windows = NEGATIVES[name], replace(to_score, lenders={})
             if name == "random" and not len(taken):
                 rows = random[: config.num_negatives]
             else:
-                rows = to_score.first(source.draw(to_score), config.num_negatives, taken=taken)
+                rows = windows.first(source.draw(windows), config.num_negatives, taken=taken)
             taken = np.concatenate([taken, rows])
             labels += [source.label] * len(rows)
+            lenders += [windows.lenders.get(row) for row in rows.tolist()]
         cut = _Cut(self.store.tokens, self.grid, fired)
         cut.positives("explain", explain, *shown)
         cut.positives("explain_statistics", explain, *counted)
@@ -202,7 +228,9 @@ class Selector:
         cut.negatives("explain_negatives", contrast, ["random"] * len(contrast))
         cut.positives("positives", score, *judged)
         cut.negatives("negatives", taken, labels)
-        return cut.examples()
+        blocks = cut.examples()
+        _lend(blocks["negatives"], lenders, reader)
+        return blocks
 
     def _reader(self, name: str) -> tuple[CoderActivations, str]:
         with self._lock:
@@ -230,10 +258,34 @@ class Selector:
         pools = LatentPools(grid, active, rows=on_grid, coder=coder, latent=latent, seed=config.seed, unit=unit)
         return _Fired(positions=positions, values=values, active=active, fires=fires, pools=pools)
 
-    def _silent(self, fired: _Fired, pool: int, *, seed: int, top_token: Callable[[], int | None]) -> SilentWindows:
-        return SilentWindows(
-            corpus=self.store, grid=self.grid, pools=fired.pools, pool=pool, fires=fired.fires, seed=seed, top_token=top_token
-        )
+    def _nearest(self, reader: CoderActivations, coder: str, latent: int, kind: NeighbourKind) -> np.ndarray:
+        with self._lock:
+            if (coder, kind) not in self._neighbours:
+                self._neighbours[coder, kind] = reader.neighbours(kind)
+        return self._neighbours[coder, kind].of(latent)[0]
+
+    def _windows_of(self, reader: CoderActivations, coder: str, latent: int) -> np.ndarray:
+        windows, rows = grid_windows(self.grid, *reader.activations(latent))
+        return np.asarray(rows[rank(windows, seed=seed_of("neighbour", self.config.seed, coder, latent))])
+
+    def _strongest(self, fired: _Fired, seed: int, count: int) -> np.ndarray:
+        windows, rows = grid_windows(self.grid, fired.positions, fired.values)
+        order = rank(windows, seed=seed)
+        chosen = order[fired.pools.of_grid(rows[order]) == SCORE]
+        _, first = np.unique(windows.text[chosen], return_index=True)
+        return np.asarray(rows[chosen[np.sort(first)[:count]]])
+
+    def _similar(self, rows: np.ndarray, count: int) -> np.ndarray:
+        config, grid = self.config, self.grid
+        with self._lock:
+            if self._embeddings is None:
+                found = self.store.embeddings(config.embedder, window=config.window, min_window=config.min_window)
+                if len(found) != len(grid):
+                    raise StoreError(
+                        f"the embeddings by {config.embedder} are of {len(found)} windows and the store has {len(grid)}"
+                    )
+                self._embeddings = found
+        return self._embeddings.nearest(rows, count)
 
     def _top_token(self, fired: _Fired, explain: ActivatingWindows) -> int | None:
         """Return the token with the greatest sum of |activation| over the explain pool; of equals the smallest id."""
@@ -300,6 +352,15 @@ class _Cut:
             )
             low = rows.stop
         return blocks
+
+
+def _lend(negatives: Examples, lenders: Sequence[int | None], reader: CoderActivations) -> None:
+    """Give silent windows that another latent lent its activations there."""
+    lender_of = np.array([-1 if lender is None else lender for lender in lenders], np.int64)
+    for lender in np.unique(lender_of[lender_of >= 0]).tolist():
+        at = np.flatnonzero(lender_of == lender)
+        start, length, width = negatives.positions[at], negatives.lengths[at], negatives.tokens.shape[1]
+        negatives.activations[at] = cut_activations(*reader.activations(lender), start, length, width=width)
 
 
 def _ranked(fired: _Fired, pool: int, *, seed: int) -> ActivatingWindows:

@@ -17,6 +17,7 @@ import numpy as np
 
 from autointerp.digest import hash64, seed_of
 from autointerp.protocols import Vocabulary
+from autointerp.records import NeighbourKind
 
 _SPACE, _DIGITS, _SPACED_DIGITS = (np.uint64((1 << 32) + i) for i in range(3))
 _TEXT_SEED = seed_of("normalised text")
@@ -46,6 +47,22 @@ class CoderActivations(Protocol):
     @property
     def latents(self) -> Mapping[str, Any]: ...
     def activations(self, latent: int, /) -> tuple[np.ndarray, np.ndarray]: ...
+    def neighbours(self, kind: NeighbourKind, /) -> Neighbours: ...
+
+
+class Neighbours(Protocol):
+    """A table of nearest neighbours."""
+
+    def of(self, latent: int, /) -> tuple[np.ndarray, np.ndarray]:
+        """Return (latents int64, similarities float32), nearest first."""
+
+
+class Similar(Protocol):
+    """Finds windows of the grid that are like others."""
+
+    def __len__(self) -> int: ...
+    def nearest(self, rows: np.ndarray, count: int, /) -> np.ndarray:
+        """Return int64 [len(rows), min(count, G)]: rows of the grid, nearest first."""
 
 
 class Corpus(Protocol):
@@ -64,6 +81,7 @@ class Corpus(Protocol):
     @property
     def vocabulary(self) -> Vocabulary: ...
     def coder(self, name: str, /) -> CoderActivations: ...
+    def embeddings(self, embedder: str, /, *, window: int, min_window: int) -> Similar: ...
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,10 +19,10 @@ OnProgress = Callable[[int, int], None]
 
 
 class Progress:
-    """Counts latents; `show`: True a bar, False log lines, None what suits the terminal, or a function to call."""
+    """Counts latents or another `unit`; `show`: True a bar, False log lines, None what suits the terminal, or a function."""
 
-    def __init__(self, stage: str, show: bool | OnProgress | None = None) -> None:
-        self._stage = stage
+    def __init__(self, stage: str, show: bool | OnProgress | None = None, *, unit: str = "latent") -> None:
+        self._stage, self._unit = stage, unit
         self._call = show if callable(show) else None
         self._is_bar = sys.stderr.isatty() if show is None else show is True
         self._bar: Any = None
@@ -34,7 +34,7 @@ class Progress:
         self._total = total
         self._started = self._logged = time.monotonic()
         if self._is_bar and self._call is None:
-            self._bar = tqdm(total=total, desc=self._stage, unit="latent", smoothing=0.05, dynamic_ncols=True)
+            self._bar = tqdm(total=total, desc=self._stage, unit=self._unit, smoothing=0.05, dynamic_ncols=True)
 
     def advance(self, count: int, *, is_new: bool) -> None:
         """Count latents; with `is_new` false they were finished before and say nothing about the rate."""
@@ -60,7 +60,7 @@ class Progress:
         elapsed = time.monotonic() - self._started
         rate = self._new / elapsed if elapsed > 0 else 0.0
         left = f", {span((self._total - self._done) / rate)} left" if rate > 0 else ""
-        return f"{self._stage}: {self._done} of {self._total} latents, {rate:.2f} latents/s{left}"
+        return f"{self._stage}: {self._done} of {self._total} {self._unit}s, {rate:.2f} {self._unit}s/s{left}"
 
     def close(self) -> None:
         """Leave the last state on the screen."""

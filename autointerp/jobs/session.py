@@ -6,6 +6,7 @@ import asyncio
 import os
 import platform
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,6 +19,7 @@ from autointerp import __version__
 from autointerp.config import RUNTIME, Config
 from autointerp.digest import digest
 from autointerp.errors import ConfigError, Interrupted, nearest
+from autointerp.examples.negatives import NEGATIVES
 from autointerp.examples.partners import shuffled_partners
 from autointerp.examples.selection import SelectionConfig, Selector, selection_id
 from autointerp.jobs.gate import Gate, Stop
@@ -40,7 +42,7 @@ from autointerp.store import open_store
 Control = Literal["shuffled"]
 LatentSpec = str | tuple[int, ...]
 
-SCORE_ONLY = ("num_positives", "num_negatives", "negatives")
+SCORE_ONLY = ("num_positives", "num_negatives", "negatives", "embedder")
 """Settings of a selection that change what is scored and nothing that an explainer sees."""
 
 
@@ -108,6 +110,8 @@ class StoreSource:
         self.selection = selection
         self._selector = Selector(self._store, selection)
         self._partners: dict[str, np.ndarray] = {}
+        self._lock = threading.Lock()
+        self._ready: set[str] = set()
 
     @property
     def store_id(self) -> str:
@@ -141,6 +145,15 @@ class StoreSource:
         return self._partners[coder]
 
     def select(self, coder: str, latent: int) -> LatentExamples:
+        with self._lock:
+            if coder not in self._ready and any(
+                NEGATIVES[name].kind or NEGATIVES[name].needs_embeddings for name in self.selection.negatives
+            ):
+                # Weights are wanted by cosines only; most runs never import what loads them.
+                from autointerp.jobs.tables import ensure_negatives
+
+                ensure_negatives(self._store, coder, self.selection)
+            self._ready.add(coder)
         return self._selector.select(coder, latent)
 
 

@@ -4,7 +4,8 @@ Positives highlight the tokens above `threshold` of their window's maximum. Nega
 
 - ``default``: silent windows, each highlighted exactly where some positive is: number of tokens, lengths of runs and positions
   have the distribution of the positives' by construction, and nothing but the text tells them apart. Every positive lends its
-  pattern once before any lends it again.
+  pattern once before any lends it again. A window that a neighbouring latent gave is highlighted where that latent fires,
+  unless that is everywhere: telling two latents apart is what such a negative is for.
 - ``active``: the positives' own windows with inactive tokens highlighted, as many as are highlighted in the positive and in the
   pattern of another positive where one fits; knowing that the latent is active does not help. The two versions of a text never
   share a prompt. A window without enough inactive tokens has no negative: its verdict is ``not_applicable``.

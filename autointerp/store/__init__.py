@@ -34,6 +34,7 @@ from autointerp.store.manifest import (
     check_identity,
     read_manifest,
 )
+from autointerp.store.neighbours import NeighbourTable
 from autointerp.store.reader import CoderReader, SegmentTable, Store, open_store
 from autointerp.store.verify import verify_store
 from autointerp.store.vocab import StoreVocabulary, write_vocabulary
@@ -48,6 +49,7 @@ __all__ = [
     "Extent",
     "Identity",
     "Manifest",
+    "NeighbourTable",
     "SegmentTable",
     "Store",
     "StoreVocabulary",

@@ -17,9 +17,12 @@ import numpy as np
 import pyarrow as pa
 
 from autointerp.errors import InputError, StoreError, nearest
+from autointerp.records import NeighbourKind
+from autointerp.store.embeddings import EmbeddingIndex, index_folder
 from autointerp.store.latents import NUM_HASHES
-from autointerp.store.layout import VOCABULARY, activations_part, latents_file
+from autointerp.store.layout import VOCABULARY, activations_part, coder_folder, latents_file
 from autointerp.store.manifest import CoderRecord, Manifest, read_coder, read_manifest
+from autointerp.store.neighbours import NeighbourTable, neighbours_file
 from autointerp.store.parquet import damage_told, iterate_tables, parquet_file, read_table
 from autointerp.store.vocab import StoreVocabulary
 
@@ -139,6 +142,19 @@ class Store:
                 self._coders[name] = CoderReader(self, name)
             return self._coders[name]
 
+    def embeddings(self, embedder: str, *, window: int, min_window: int) -> EmbeddingIndex:
+        """Return the index of the store's windows.
+
+        Raises: StoreError when there is none yet, with the command that makes it.
+        """
+        path = self.path / index_folder(embedder, window=window, min_window=min_window)
+        if not (path / "index.json").exists():
+            raise StoreError(
+                f"{self.path} has no embeddings of its windows of {window} tokens (at least {min_window}) by {embedder}; make "
+                f"them with `autointerp tables {self.path} --embedder {embedder} --window {window} --min-window {min_window}`"
+            )
+        return EmbeddingIndex(path, store_id=self.store_id)
+
     def close(self) -> None:
         """Close the files kept open; the store can still be read."""
         self._files.close()
@@ -156,6 +172,11 @@ class CoderReader:
         self._files = store._files
         self._lock = threading.Lock()
         self._latents: dict[str, np.ndarray] | None = None
+
+    @property
+    def folder(self) -> Path:
+        """Where the coder's files lie."""
+        return self._path / coder_folder(self.name)
 
     @property
     def width(self) -> int:
@@ -221,6 +242,26 @@ class CoderReader:
                 start = offset - int(file.group_starts[first])
             assert held.table is not None
             yield latent, *_slice(held.table, start, count)
+
+    def blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Yield (latents int64, positions int64, values float32) of all activations in order, a row group at a time."""
+        for part in range(self._extent.num_parts):
+            for table in iterate_tables(self._path / activations_part(self.name, part)):
+                latents, positions, values = (table[name].to_numpy() for name in ("latent", "position", "activation"))
+                yield latents.astype(np.int64), positions, values.astype(np.float32)
+
+    def neighbours(self, kind: NeighbourKind) -> NeighbourTable:
+        """Return the table of nearest neighbours.
+
+        Raises: StoreError when there is none yet, with the command that makes it; IdentityError when it is of another coder.
+        """
+        path = self._path / neighbours_file(self.name, kind)
+        if not path.exists():
+            raise StoreError(
+                f"{self._path} has no neighbours by {kind} of coder {self.name!r}; "
+                f"make them with `autointerp tables {self._path} --coder {self.name} --neighbours {kind}`"
+            )
+        return NeighbourTable(path, coder_id=self.coder_id, width=self.width)
 
     def _find(self, latent: int) -> tuple[int, int, int, int, int]:
         if not 0 <= latent < self.width:

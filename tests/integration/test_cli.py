@@ -174,7 +174,7 @@ class TestBadInput:
         weights = load_file(sae / "sae.safetensors")
         weights["encoder.bias"][0], weights["encoder.bias"][1] = -1e4, 1e4
         save_file(weights, sae / "sae.safetensors")
-        args = ["--subject", "bundled:model", "--coder", f"sae={sae}@@layers.2@out", "--tokens", 8192, "--out", "s"]
+        args = ["--subject", "bundled:model", "--coder", f"sae={sae}@@layers.2@out", "--tokens", 8192, "--out", "s", "--force"]
         assert run("cache", *args)[0] == 0
         code, out, _ = run("explain", "s", "--out", "r", "--explainer", "lexical", "--latents", "0,1", "--no-control")
         assert code == 0 and "1 too_dense" in out and "1 too_few_examples" in out

@@ -21,7 +21,8 @@ HOMES = {
     "pyarrow": {"tables.py", "store", "subject/corpus.py"},
     "pandas": {"results", "reports"},
     "sklearn": {"embed", "stats.py"},
-    "scipy": {"stats.py"},
+    "scipy": {"stats.py", "store/cooccurrence.py"},
+    "sentence_transformers": {"embed"},
     "datasets": {"subject"},
 }
 

@@ -326,11 +326,11 @@ def test_unit_does_not_depend_on_the_threshold_of_firing():
 
 
 def test_a_source_cannot_break_the_rules(store, monkeypatch):
-    every = NegativeSource(label="neighbour", draw=lambda windows: iter([np.arange(len(windows.grid))]))
+    every = NegativeSource(label="neighbour_decoder", draw=lambda windows: iter([np.arange(len(windows.grid))]))
     monkeypatch.setitem(NEGATIVES, "every", every)
     selector = Selector(store, SelectionConfig(negatives=("every",), num_negatives=10**6))
     chosen = selector.select("sae", 0)
-    assert set(chosen.negatives.sources) == {"neighbour"}
+    assert set(chosen.negatives.sources) == {"neighbour_decoder"}
     assert not chosen.negatives.activations.any()
     pool = selector.pools("sae", 0)[1].of_grid(selector.grid.find(chosen.negatives.positions))
     assert set(pool) == {1}
@@ -365,4 +365,5 @@ def test_wrong_names_are_named(store):
 
 
 def test_every_setting_is_part_of_the_identity():
-    assert set(SelectionConfig().identity()) == set(SelectionConfig.model_fields)
+    assert set(SelectionConfig(negatives=("random", "embedding")).identity()) == set(SelectionConfig.model_fields)
+    assert set(SelectionConfig.model_fields) - set(SelectionConfig().identity()) == {"embedder"}

@@ -64,7 +64,7 @@ def test_every_negative_has_a_highlight_whatever_its_source_and_length():
     mixed = replace(
         block,
         lengths=lengths,
-        sources=("random", "neighbour") * 6,
+        sources=("random", "neighbour_decoder") * 6,
         activations=(np.arange(12)[:, None] % 2 * np.ones((1, 16))).astype(np.float32),
     )
     _, negatives = items(replace(latent, negatives=mixed))

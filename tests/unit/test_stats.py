@@ -165,10 +165,21 @@ def test_correlation_jackknife_by_hand():
     error = np.sqrt(5 / 6 * ((z - z.mean()) ** 2).sum())
     r = np.corrcoef(x, y)[0, 1]
     found = stats.correlation(x, y, doc)
-    # t(0.975, 5) = 2.57058.
+    d = z - z.mean()
+    kurtosis = (d**4).mean() / (d**2).mean() ** 2
+    assert 2 * 6 / (kurtosis - 1) > 5
+    # So the degrees of freedom are those of 6 documents: t(0.975, 5) = 2.57058.
     assert (found.low, found.high) == pytest.approx(
         (np.tanh(np.arctanh(r) - 2.57058 * error), np.tanh(np.arctanh(r) + 2.57058 * error)), abs=1e-5
     )
+
+
+def test_a_document_that_carries_the_variance_leaves_few_degrees_of_freedom():
+    # Squares 1, 1, 1, 1, 16: kurtosis 5 * 260 / 400 = 3.25, so 2 * 5 / 2.25 = 4.44, and not more than 4.
+    assert stats._degrees(np.array([1.0, 1, 1, 1, 16])) == 4
+    # Twenty of which one has nearly all: kurtosis near 20.
+    assert stats._degrees(np.array([1e-6] * 19 + [1.0])) == pytest.approx(40 / 19, abs=1e-3)
+    assert stats._degrees(np.ones(5)) == 4
 
 
 def test_correlation_keeps_its_sign_and_is_undefined_for_constants():
