@@ -28,7 +28,7 @@ from autointerp.protocols import Vocabulary
 # Shapes: E examples, W tokens of a window.
 
 MAX_CLAUSES = 10
-Kind = Literal["token", "word", "class", "recent"]
+Kind = Literal["token", "word", "class", "recent", "line", "quoted", "column", "seen"]
 KINDS: tuple[str, ...] = get_args(Kind)
 
 
@@ -56,6 +56,9 @@ CLASSES: dict[str, tuple[str, Callable[[str], bool]]] = {
     "wide": ("a character outside ASCII", _matches(r"(?s).*[^\x00-\x7f].*")),
 }
 """Character classes of tokens: name -> (how a sentence calls it, test of the token's text)."""
+
+_ONLY_VALUE = {"quoted": "line", "seen": "same"}
+_APOSTROPHE = re.compile(r"'[a-z]+")
 
 _CLASS_BIT = {name: np.uint32(1 << i) for i, name in enumerate(CLASSES)}
 _UNKNOWN = np.uint32(1 << 31)
@@ -136,9 +139,12 @@ class Condition:
 
     kind: Kind
     offset: int
-    """Which token: 0 the one itself, negative before it, positive after. For ``recent``: how many tokens back to look."""
+    """Which token: 0 the one itself, negative before it, positive after. For ``recent`` and ``seen``: how many tokens back to
+    look; 0 for kinds that concern the line."""
     value: int | str
-    """``token`` and ``recent``: a token id; ``word``: text; ``class``: a name of `CLASSES`."""
+    """``token`` and ``recent``: a token id; ``word``: text; ``class``: a name of `CLASSES`; ``line``: what an earlier token of
+    the same line says, without surrounding space; ``quoted``: ``line``, a quotation mark before it in the line is still open;
+    ``column``: tokens since the line's break, 0 the first; ``seen``: ``same``, the same token came before."""
 
     def to_json(self) -> dict[str, Any]:
         return {"kind": self.kind, "offset": self.offset, "value": self.value}
@@ -220,11 +226,16 @@ def _condition(value: Any) -> Condition:
         raise InputError(f"a condition of a rule has the kind {kind!r}; {nearest(str(kind), KINDS)}")
     if isinstance(offset, bool) or not isinstance(offset, int):
         raise InputError(f"a condition of a rule has offset {offset!r}; expected an integer, negative for tokens before")
-    if kind == "recent" and offset < 1:
-        raise InputError(f"a condition of kind 'recent' has offset {offset}; expected how many tokens back to look, 1 or more")
-    is_id = kind in ("token", "recent")
-    if isinstance(wanted, bool) or not isinstance(wanted, int if is_id else str):
-        raise InputError(f"a condition of kind {kind!r} has value {wanted!r}; expected {'a token id' if is_id else 'text'}")
+    if kind in ("recent", "seen") and offset < 1:
+        raise InputError(f"a condition of kind {kind!r} has offset {offset}; expected how many tokens back to look, 1 or more")
+    if kind in ("line", "quoted", "column") and offset != 0:
+        raise InputError(f"a condition of kind {kind!r} has offset {offset}; expected 0, since it concerns the token's line")
+    is_number = kind in ("token", "recent", "column")
+    if isinstance(wanted, bool) or not isinstance(wanted, int if is_number else str):
+        what = "a number of tokens" if kind == "column" else "a token id" if is_number else "text"
+        raise InputError(f"a condition of kind {kind!r} has value {wanted!r}; expected {what}")
+    if kind in _ONLY_VALUE and wanted != _ONLY_VALUE[kind]:
+        raise InputError(f"a condition of kind {kind!r} has value {wanted!r}; expected {_ONLY_VALUE[kind]!r}")
     if kind == "class" and wanted not in CLASSES:
         raise InputError(f"a condition of a rule names the class {wanted!r}; {nearest(str(wanted), CLASSES)}")
     return Condition(kind=kind, offset=offset, value=wanted)
@@ -262,6 +273,10 @@ class Windows:
 
     def match(self, condition: Condition) -> np.ndarray:
         """Return bool [E, W]: where `condition` holds; padding never does."""
+        if condition.kind in ("line", "quoted", "column"):
+            return self._match_line(condition)
+        if condition.kind == "seen":
+            return self._match_seen(condition.offset)
         if condition.kind == "recent":
             here = (self.tokens == condition.value) & self.inside
             found = np.zeros_like(here)
@@ -276,12 +291,47 @@ class Windows:
             here = (self.classes & _CLASS_BIT[str(condition.value)]) != 0
         return np.asarray(shifted(here & self.inside, condition.offset) & self.inside)
 
+    def _match_seen(self, back: int) -> np.ndarray:
+        found = np.zeros_like(self.inside)
+        for step in range(1, min(back, self.tokens.shape[1] - 1) + 1):
+            found[:, step:] |= self.tokens[:, step:] == self.tokens[:, :-step]
+        return np.asarray(found & self.inside)
 
-def shifted(here: np.ndarray, offset: int) -> np.ndarray:
-    """Return bool [E, W]: `here` at `offset` from each token; False beyond the window's ends."""
+    def _match_line(self, condition: Condition) -> np.ndarray:
+        """Match what concerns the token's line: what of it lies before the window counts as absent."""
+        place = np.arange(self.tokens.shape[1])[None, :]
+        is_break = (self.classes & _CLASS_BIT["newline"]) != 0
+        last_break = np.maximum.accumulate(np.where(is_break, place, -1), axis=1)
+        if condition.kind == "column":
+            # A token before the first break has no known place in its line.
+            return np.asarray((place - last_break - 1 == condition.value) & (last_break >= 0) & ~is_break & self.inside)
+        if condition.kind == "line":
+            here = self._where(lambda text: text.strip() == condition.value)
+            last = np.maximum.accumulate(np.where(here, place, -1), axis=1)
+            return np.asarray(shifted(last, -1, fill=-1) > last_break) & self.inside
+        marks = np.cumsum(self._where(_opens_or_closes), axis=1)
+        before = shifted(marks, -1)
+        at_break = np.where(last_break >= 0, np.take_along_axis(marks, np.maximum(last_break, 0), axis=1), 0)
+        return np.asarray(((before - at_break) % 2 == 1) & ~is_break & self.inside)
+
+    def _where(self, test: Callable[[str], bool]) -> np.ndarray:
+        """Return bool [E, W]: where the token's text passes `test`."""
+        ids = np.unique(self.tokens[self.inside])
+        self._texts.classes(self._vocabulary, ids)
+        wanted = [token for token in ids.tolist() if test(self._texts.text(self._vocabulary, token))]
+        return np.asarray(np.isin(self.tokens, wanted) & self.inside)
+
+
+def _opens_or_closes(text: str) -> bool:
+    """Return whether a token holds an odd number of quotation marks; an apostrophe in a word is none."""
+    return (text.count('"') + text.count("'")) % 2 == 1 and _APOSTROPHE.fullmatch(text) is None
+
+
+def shifted(here: np.ndarray, offset: int, *, fill: int = 0) -> np.ndarray:
+    """Return [E, W] of the same type: `here` at `offset` from each token; False, or `fill`, beyond the window's ends."""
     if offset == 0:
         return here
-    found = np.zeros_like(here)
+    found = np.full_like(here, fill)
     if abs(offset) >= here.shape[1]:
         return found
     if offset < 0:
@@ -303,14 +353,19 @@ def describe(rule: Rule, vocabulary: Vocabulary) -> str:
 
 
 def _place(condition: Condition) -> tuple[str, int]:
-    return ("recent" if condition.kind == "recent" else "at", condition.offset)
+    is_at = condition.kind in ("token", "word", "class")
+    return ("at" if is_at else condition.kind, condition.offset)
 
 
 def _value(condition: Condition, vocabulary: Vocabulary) -> str:
     if condition.kind == "class":
         return CLASSES[str(condition.value)][0]
-    if condition.kind == "word":
+    if condition.kind in ("word", "line"):
         return f"`{condition.value}`"
+    if condition.kind in ("quoted", "seen"):
+        return "it" if condition.kind == "seen" else "quotation marks"
+    if condition.kind == "column":
+        return str(int(condition.value) + 1)
     return quoted(token_texts(vocabulary).text(vocabulary, int(condition.value)))
 
 
@@ -339,8 +394,14 @@ def _phrase(context: Mapping[tuple[str, int], str], own: Sequence[str]) -> str:
     elif ("at", -2) in context:
         phrase += f" two tokens after {context['at', -2]}"
     for (kind, offset), text in context.items():
-        if kind == "recent":
-            phrase += f" within {offset} tokens after {text}"
+        if kind in ("recent", "seen"):
+            phrase += f" within {offset} tokens after {text}" + " came before" * (kind == "seen")
+        elif kind == "line":
+            phrase += f" after {text} in the same line"
+        elif kind == "quoted":
+            phrase += f" inside {text}"
+        elif kind == "column":
+            phrase += f" as token {text} of a line"
         elif offset > 0:
             phrase += f" before {text}" if offset == 1 else f" {offset} tokens before {text}"
         elif offset < -2:

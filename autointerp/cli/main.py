@@ -31,6 +31,8 @@ COMMANDS: dict[str, str] = {
     "tables": "Compute neighbours, statistics, logits or embeddings beside a store's activations.",
     "verify": "Check a store or a results folder against its digests.",
     "report": "Write static pages to look at, readable offline.",
+    "calibrate": "Measure scorers and judges on explanations of known quality.",
+    "compare": "Compare explainers, prompts, coders, controls or judges on the same latents.",
     "show": "Print one latent: explanation, scores, contexts.",
 }
 """Name and short help of each command, so that ``--help`` imports none of them."""

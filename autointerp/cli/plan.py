@@ -27,7 +27,7 @@ from autointerp.cli.options import (
 @click.option("--explainer", help="default, lexical or module:Class.  [default: default]")
 @click.option("--scorer", "scorers", multiple=True, help=SCORERS)
 @click.option("--embedder", metavar="SPEC", help="For scorers that compare texts by embeddings: a name or module:Class.")
-@click.option("--control/--no-control", "control", default=True, help="Count the shuffled control, too.  [default: on]")
+@click.option("--control/--no-control", "control", default=True, help="Count the controls, too.  [default: on]")
 @click.option("--sample", type=int, default=32, show_default=True, help="Latents whose requests are built and counted.")
 @stage_options
 @engine_options
@@ -53,11 +53,12 @@ def command(
     """
     from autointerp.jobs.cost import plan_pipeline
     from autointerp.jobs.explain import ExplainConfig
+    from autointerp.jobs.score_controls import CONTROLS
 
     flags["store"] = str(bundled_source(store))
     flags["results"] = flags["results"] or Path("results") / store.name
     flags |= engine_flags(engine, flags)
-    flags["controls"] = ("shuffled",) if control else None
+    flags["controls"] = CONTROLS if control else None
     config = ExplainConfig.parse(resolve("explain", config_file, settings, flags), where="plan")
     scoring: dict[str, Any] = {"engine": config.engine, "engine_options": config.engine_options, "controls": config.controls}
     scoring["embedder"] = embedder

@@ -18,7 +18,9 @@ from autointerp.cli.options import SCORERS, engine_flags, engine_options, judged
 @click.option("--embedder", metavar="SPEC", help="For scorers that compare texts by embeddings: a name or module:Class.")
 @click.option("--explainer", help="Whose explanations; a name or a folder's name.  [default: the only one]")
 @click.option("--store", type=click.Path(path_type=Path), help="The store, where it has moved.")
-@click.option("--control/--no-control", "control", default=True, help="Also judge shuffled explanations.  [default: on]")
+@click.option(
+    "--control/--no-control", "control", default=True, help="Also judge controls: shuffled, generic, lexical.  [default: on]"
+)
 @stage_options
 @engine_options
 @settings_options
@@ -33,13 +35,14 @@ def command(
     Probabilities:  autointerp score results/gpt2 --engine ... --set options.detection.mode=labels
     Everything:     autointerp score results/gpt2 --engine ... --embedder ... --scorer all
 
-    Every score is beside its interval, its chance level and, with the control, the same score under another latent's
-    explanation.
+    Every score is beside its interval, its chance level and, with the controls, the same score under another latent's
+    explanation, a generic sentence and a rule learned without an LLM; the last two on a sample of 200 latents.
     """
     from autointerp.jobs.score import ScoreConfig, score
+    from autointerp.jobs.score_controls import CONTROLS
 
     flags |= engine_flags(engine, flags)
-    flags["controls"] = ("shuffled",) if control else None
+    flags["controls"] = CONTROLS if control else None
     if judge is not None:
         flags["options"] = judged_by(judge, flags["scorers"])
     values = resolve("score", config_file, settings, flags)

@@ -12,6 +12,7 @@ from autointerp.errors import StoreError
 from autointerp.jobs.cache import CacheConfig, cache
 from autointerp.jobs.explain import ExplainConfig, explain
 from autointerp.jobs.score import ScoreConfig, score
+from autointerp.jobs.score_controls import CONTROLS as SCORE_CONTROLS
 from autointerp.reports import report
 from autointerp.reports.terminal import summary_table
 from autointerp.results.load import load_verdicts
@@ -50,7 +51,7 @@ def run_demo(
         judge: dict[str, Any] = {"options": {name: {"judge": "rule"} for name in ("detection", "fuzzing")}}
     else:
         explainer, judge = {"explainer": "default", "engine": engine}, {"engine": engine}
-    shared = {"results": str(results), "latents": latents, "controls": ["shuffled"]}
+    shared = {"results": str(results), "latents": latents, "controls": list(SCORE_CONTROLS)}
     reports = [
         explain(ExplainConfig.parse({"store": str(store), **shared, **explainer}, where="demo")),
         score(ScoreConfig.parse({**shared, **judge, "explainer": explainer["explainer"]}, where="demo")),

@@ -22,7 +22,8 @@ from autointerp.jobs.explain import ExplainConfig, explain_method, wanted_latent
 from autointerp.jobs.methods import build_explainer
 from autointerp.jobs.plan import extend_plan, read_plan
 from autointerp.jobs.runner import finished_keys
-from autointerp.jobs.score import Explanations, ScoreConfig, build_scorers, controls_of, score_method, scored_selection, usable
+from autointerp.jobs.score import Explanations, ScoreConfig, build_scorers, score_method, scored_selection, usable
+from autointerp.jobs.score_controls import SAMPLED, control_scorer, controls_for, keys_of, own_explanations, sampled
 from autointerp.jobs.session import Source, StoreSource, choose_coders
 from autointerp.jobs.signals import run_sync
 from autointerp.llm.engines import open_engine, prepare
@@ -208,17 +209,29 @@ async def estimate_score(
     items = plan.items("score", scope if scope is not None or not config.coders else plan.latents(config.coders))
     wanted = [key for shard in items.wanted_shards for key in items.wanted(shard)]
     found = []
+    in_sample = keys_of(sampled(plan, config.control_latents, seed=source.selection.seed))
     for scorer in scorers:
-        judge = engine if scorer.needs.engine else None
-        resources = Resources(vocabulary=source.vocabulary, seed=source.selection.seed, engine=judge)
-        for control in (None, *controls_of(scorer, config.controls)):
-            method = score_method(source, explainer, scorer, engine, control)
+        for control in (None, *controls_for(config.controls, explainer, scorer)):
+            judged = control_scorer(scorer, control)
+            judge = engine if judged.needs.engine else None
+            resources = Resources(vocabulary=source.vocabulary, seed=source.selection.seed, engine=judge)
+            method = score_method(source, explainer, judged, engine, control)
             done = _finished(folder, method)
             left = [key for key in wanted if key not in done]
+            if control in SAMPLED and in_sample is not None:
+                left = [key for key in left if key in in_sample]
 
-            async def of(latent: LatentExamples, scorer: Scorer = scorer, resources: Resources = resources) -> list[Request]:
-                known = explanations.of((latent.coder, latent.latent)) if scorer.needs.explanation else []
-                rows = known or [_stand_in(latent, explainer)]
+            async def of(
+                latent: LatentExamples,
+                scorer: Scorer = judged,
+                resources: Resources = resources,
+                control: str | None = control,
+            ) -> list[Request]:
+                if control is not None and control in SAMPLED:
+                    rows = await own_explanations(control, latent, resources)
+                else:
+                    known = explanations.of((latent.coder, latent.latent)) if scorer.needs.explanation else []
+                    rows = known or [_stand_in(latent, explainer)]
                 asked = [_requests(scorer, latent, row, resources) for row in rows if row.status == "ok"]
                 return [request for requests in asked for request in requests]
 

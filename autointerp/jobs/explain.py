@@ -57,7 +57,8 @@ class ExplainConfig(StageConfig):
     selection: SelectionConfig = Field(default_factory=SelectionConfig)
     """Which examples are shown, and later scored."""
     controls: tuple[Control, ...] = ()
-    """``shuffled``: also explain the latents whose explanations this control will swap in; about twice the work."""
+    """``shuffled``: also explain the latents whose explanations this control will swap in; about twice the work. The other
+    controls of the score stage need nothing here."""
     shard_latents: int = Field(default=SHARD_LATENTS, ge=1, json_schema_extra=RUNTIME)
     """Latents per new shard."""
     examples: bool | None = Field(default=None, json_schema_extra=RUNTIME)
@@ -209,6 +210,9 @@ class ExplainWork:
         if self._with_examples:
             self._windows[coder, latent] = examples_batches(examples, self._source.vocabulary)
         return examples
+
+    def wants(self, key: Key) -> bool:
+        return True
 
     def is_ready(self, key: Key) -> bool:
         return True

@@ -131,6 +131,10 @@ class Items:
         rows = self._slice(shard)
         return self._decoded(self._keys[rows][self._wanted[rows]])
 
+    def num_wanted_in(self, shard: int) -> int:
+        """Return how many latents of a shard are wanted now."""
+        return int(self._wanted[self._slice(shard)].sum())
+
     def _slice(self, shard: int) -> slice:
         i = self._row[shard]
         return slice(int(self._start[i]), int(self._stop[i]))

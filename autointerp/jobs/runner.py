@@ -53,6 +53,9 @@ class Work(Protocol):
     @property
     def method(self) -> Method: ...
 
+    def wants(self, key: Key) -> bool:
+        """Whether it works on this latent at all; a control may be run on a sample."""
+
     def is_ready(self, key: Key) -> bool:
         """Whether what it reads of this latent is there."""
 
@@ -296,6 +299,9 @@ class Runner:
         method = work.method
         before = read_marker(self._folder, method.stage, method.label, shard)
         if before is not None and before.is_done:
+            return None
+        scope = {key for key in scope if work.wants(key)}
+        if not scope:
             return None
         lease = f"{method.stage}/{method.label}/{shard_name(shard)}"
         if self._leases.acquire(lease) is None:

@@ -1,7 +1,7 @@
 """The score stage: lets scorers grade the explanations of a folder, and the same scorers grade controls.
 
-Under the control ``shuffled`` a latent's examples are judged by the explanation of its partner, another latent that fires
-about as often: what a score is worth is its distance from that.
+Under a control a latent's examples are judged by an explanation that should do worse (`jobs.score_controls`): what a score is
+worth is its distance from that.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import numpy as np
 from pydantic import Field
 
 from autointerp import tables
+from autointerp.config import RUNTIME
 from autointerp.embed import open_embedder
 from autointerp.errors import ConfigError, IdentityError
 from autointerp.examples.negatives import NEGATIVES
@@ -27,6 +28,15 @@ from autointerp.jobs.methods import build_scorer, check_needs, missing
 from autointerp.jobs.plan import Plan, read_plan
 from autointerp.jobs.progress import OnProgress
 from autointerp.jobs.runner import RunReport
+from autointerp.jobs.score_controls import (
+    SAMPLED,
+    control_identity,
+    control_scorer,
+    controls_for,
+    keys_of,
+    own_explanations,
+    sampled,
+)
 from autointerp.jobs.session import (
     Control,
     Source,
@@ -74,7 +84,9 @@ class ScoreConfig(StageConfig):
     options: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Settings of scorers, by the names in `scorers`."""
     controls: tuple[Control, ...] = ()
-    """Controls to run beside the scorers."""
+    """Controls to run beside the scorers: ``shuffled``, ``generic``, ``lexical``; see `jobs.score_controls`."""
+    control_latents: int | None = Field(default=200, ge=1, json_schema_extra=RUNTIME)
+    """Latents of each coder on which ``generic`` and ``lexical`` are run, a seeded sample of the plan; None = all."""
     selection: SelectionConfig | None = None
     """Which examples are scored; None = as explained. Only counts and sources of scored examples may differ from that."""
 
@@ -186,13 +198,14 @@ async def score_from(
     if not items.num_wanted:
         raise ConfigError(f"{folder.path} has none of these latents in its plan; run `autointerp explain` on them first")
     explanations = Explanations(folder, explainer, plan)
-    works = [
-        ScoreWork(
-            source, scorer, score_method(source, explainer, scorer, engine, control, embedder=embedder), explanations, embedder
-        )
-        for scorer in scorers
-        for control in (None, *controls_of(scorer, config.controls))
-    ]
+    sample = keys_of(sampled(plan, config.control_latents, seed=source.selection.seed))
+    works = []
+    for scorer in scorers:
+        for control in (None, *controls_for(config.controls, explainer, scorer)):
+            judged = control_scorer(scorer, control)
+            num = config.control_latents
+            method = score_method(source, explainer, judged, engine, control, embedder=embedder, num_sampled=num)
+            works.append(ScoreWork(source, judged, method, explanations, embedder, sample if control in SAMPLED else None))
     for work in works:
         folder.register(work.method)
     folder.record_run("score", describe_run("score", config))
@@ -214,11 +227,6 @@ async def score_from(
         leases.close()
 
 
-def controls_of(scorer: Scorer, controls: Sequence[str]) -> list[str]:
-    """Return the controls that mean something for a scorer: without an explanation none can be put in its place."""
-    return [control for control in controls if scorer.needs.explanation or control == "shuffled"]
-
-
 def score_method(
     source: Source,
     explainer: Method,
@@ -227,10 +235,12 @@ def score_method(
     control: str | None,
     *,
     embedder: Embedder | None = None,
+    num_sampled: int | None = None,
 ) -> Method:
     """Return the identity of a scorer: itself, its judge or embedder, what it grades, its examples, and the control.
 
     One that needs no explanation has no part in the explainer: its rows lie under ``latent``, the same for every explainer.
+    `num_sampled`: latents of each coder that a sampled control is run on; recorded, and no part of the identity.
     """
     judge = engine if scorer.needs.engine else None
     embeds = embedder.id if scorer.needs.embedder and embedder is not None else None
@@ -248,8 +258,9 @@ def score_method(
             "judge": engine_identity(judge),
             "control": control,
             "selection": selection_digest(source.selection),
+            **control_identity(control),
         },
-        settings={"selection": source.selection.identity()},
+        settings={"selection": source.selection.identity()} | ({"num_sampled": num_sampled} if control in SAMPLED else {}),
     )
 
 
@@ -294,11 +305,17 @@ class ScoreWork:
         method: Method,
         explanations: Explanations,
         embedder: Embedder | None = None,
+        sample: frozenset[Key] | None = None,
     ) -> None:
+        """`sample`: the latents to work on; None = all."""
         self.method = method
+        self._sample = sample
         self._explainer = explanations.explainer.name if scorer.needs.explanation else LATENT
         self._embedder = embedder if scorer.needs.embedder else None
         self._source, self._scorer, self._explanations = source, scorer, explanations
+
+    def wants(self, key: Key) -> bool:
+        return self._sample is None or key in self._sample
 
     def is_ready(self, key: Key) -> bool:
         partner = self._partner(key)
@@ -321,22 +338,28 @@ class ScoreWork:
         rows = ShardRows(scores=[self._empty(latent, row, row.status) for row in unusable])
         if len(unusable) == len(own):
             return rows
+        judge = engine if self._scorer.needs.engine else None
+        resources = Resources(
+            vocabulary=self._source.vocabulary, seed=self._source.selection.seed, engine=judge, embedder=self._embedder
+        )
         graded = [row for row in own if row.status == "ok"]
         if self.method.control is not None and self._scorer.needs.explanation:
-            partner = self._partner(key)
-            theirs = self._explanations.of(partner) if partner is not None else []
+            theirs = await self._theirs(self.method.control, latent, resources)
             graded = [row for row in theirs if row.status == "ok"]
             if not graded:
                 # A partner that a later run may explain leaves this latent for that run.
                 may_come = any(row.status in RETRYABLE for row in theirs)
                 rows.scores.append(self._empty(latent, None, "no_reply" if may_come else "not_applicable"))
-        judge = engine if self._scorer.needs.engine else None
-        resources = Resources(
-            vocabulary=self._source.vocabulary, seed=self._source.selection.seed, engine=judge, embedder=self._embedder
-        )
         for row in graded:
             rows.extend(await self._score(latent, row, resources))
         return rows
+
+    async def _theirs(self, control: str, latent: LatentExamples, resources: Resources) -> list[Explanation]:
+        """Return the explanations that a control puts in place of the latent's own."""
+        if control in SAMPLED:
+            return await own_explanations(control, latent, resources)
+        partner = self._partner((latent.coder, latent.latent))
+        return self._explanations.of(partner) if partner is not None else []
 
     async def _score(self, latent: LatentExamples, row: Explanation, resources: Resources) -> ShardRows:
         result = await self._scorer.score(latent, row, resources, control=self.method.control)
@@ -360,7 +383,7 @@ class ScoreWork:
         return self._explanations.of(key) if self._scorer.needs.explanation else [_blank(key)]
 
     def _partner(self, key: Key) -> Key | None:
-        if self.method.control is None or not self._scorer.needs.explanation:
+        if self.method.control != "shuffled" or not self._scorer.needs.explanation:
             return None
         partner = int(np.asarray(self._source.partners(key[0]))[key[1]])
         return (key[0], partner) if partner >= 0 else None

@@ -39,7 +39,7 @@ from autointerp.results.folder import ResultsFolder
 from autointerp.results.write import Key
 from autointerp.store import open_store
 
-Control = Literal["shuffled"]
+Control = Literal["shuffled", "generic", "lexical"]
 LatentSpec = str | tuple[int, ...]
 
 SCORE_ONLY = ("num_positives", "num_negatives", "negatives", "embedder")

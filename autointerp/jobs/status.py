@@ -10,6 +10,7 @@ from pathlib import Path
 from autointerp.jobs.gate import merged
 from autointerp.jobs.plan import Items, read_plan
 from autointerp.jobs.progress import span
+from autointerp.jobs.score_controls import sampled
 from autointerp.jobs.shards import LEASE_EXPIRY_S, Leases
 from autointerp.results.folder import STAGES, Method, ResultsFolder, Stage, shard_name
 from autointerp.results.write import Marker, read_markers
@@ -94,9 +95,13 @@ def status(path: Path | str, *, lease_expiry_s: float = LEASE_EXPIRY_S) -> Statu
     plan = read_plan(folder)
     leases = Leases(folder.leases, expiry_s=lease_expiry_s)
     items = {stage: plan.items(stage) for stage in STAGES}
-    methods = [
-        _method_status(folder, stage, method, items[stage], leases) for stage in STAGES for method in folder.methods(stage)
-    ]
+    methods = []
+    for stage in STAGES:
+        for method in folder.methods(stage):
+            num = method.settings.get("num_sampled")
+            scope = sampled(plan, num, seed=int(method.settings["selection"]["seed"])) if num is not None else None
+            theirs = items[stage] if scope is None else plan.items(stage, scope)
+            methods.append(_method_status(folder, stage, method, theirs, leases))
     return Status(
         path=str(folder.path),
         store_id=str(folder.identity()["store_id"]),
@@ -109,8 +114,11 @@ def status(path: Path | str, *, lease_expiry_s: float = LEASE_EXPIRY_S) -> Statu
 
 def _method_status(folder: ResultsFolder, stage: Stage, method: Method, items: Items, leases: Leases) -> MethodStatus:
     markers = read_markers(folder, stage, method.label)
-    done = [marker for marker in markers.values() if marker.is_done]
-    open_shards = [shard for shard in items.shards if shard not in markers or not markers[shard].is_done]
+    # A control that is run on a sample finishes a shard with its share of the shard's latents.
+    wanted = {shard: items.num_wanted_in(shard) for shard in items.wanted_shards}
+    done = [m for shard, m in markers.items() if shard in wanted and (m.is_done or m.num_finished >= wanted[shard] > 0)]
+    is_done = {marker.shard for marker in done}
+    open_shards = [shard for shard in wanted if shard not in is_done]
     leased = [shard for shard in open_shards if leases.held_by_others(f"{stage}/{method.label}/{shard_name(shard)}")]
     rows: Counter[str] = Counter()
     failures: Counter[str] = Counter()
@@ -124,17 +132,17 @@ def _method_status(folder: ResultsFolder, stage: Stage, method: Method, items: I
         errors.update(marker.errors)
         usage = merged(usage, marker.usage)
     rate = _rate(done)
-    left = len(items.shards) - len(done)
+    left = len(open_shards)
     return MethodStatus(
         stage=stage,
         method=method.label,
         explainer=method.explainer,
         model=method.model,
-        num_shards=len(items.shards),
+        num_shards=len(wanted),
         num_done=len(done),
-        num_partial=sum(not m.is_done and shard not in leased for shard, m in markers.items()),
+        num_partial=sum(shard in open_shards and shard not in leased for shard in markers),
         num_leased=len(leased),
-        num_latents=len(items),
+        num_latents=items.num_wanted,
         num_finished=sum(marker.num_finished for marker in markers.values()),
         rows_by_status=dict(sorted(rows.items())),
         failures=dict(sorted(failures.items())),

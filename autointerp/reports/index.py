@@ -14,9 +14,10 @@ from markupsafe import Markup
 
 from autointerp.reports import svg
 from autointerp.reports.pages import STATUS_WORDS
-from autointerp.reports.source import Key
+from autointerp.reports.source import FLOORS, Key
 from autointerp.reports.summary import Overview, Series, SeriesKey, middle, picks
 from autointerp.reports.text import json_for_html, one_line, visible
+from autointerp.stats import summarise
 
 TEXT_CHARACTERS = 280
 """Longest explanation in the table of latents."""
@@ -83,8 +84,22 @@ def _headline_row(found: Overview, coder: str, key: SeriesKey, series: Series, e
         "control": middle(scored["control"]),
         "control_name": series.control_name,
         "lift": middle(scored["value"] - scored["control"]),
+        "floors": [
+            {"name": name, "num": int(scored[name].notna().sum()), "lift": lift}
+            for name in FLOORS
+            if (lift := middle(scored["value"] - scored[name])) is not None
+        ],
+        **_means(found, coder, scored),
         "chance": series.chance,
     }
+
+
+def _means(found: Overview, coder: str, scored: pd.DataFrame) -> dict[str, Any]:
+    """Return the mean over latents, each counted once, and weighted by how often it fires where that is known."""
+    rates = pd.Series(found.density.get(coder, {}), dtype=float).reindex(scored.index)
+    known = rates.notna().all() and len(rates) > 0
+    summary = summarise(scored["value"].tolist(), weights=rates.tolist() if known else None)
+    return {"mean": summary.mean, "weighted": summary.weighted_mean}
 
 
 def _plots(found: Overview, coder: str, row: Mapping[str, Any], series: Series) -> dict[str, Any]:

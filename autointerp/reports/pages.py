@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from autointerp.digest import short
 from autointerp.records import UNSCORED
-from autointerp.reports.source import Row, explainer_label
+from autointerp.reports.source import FLOORS, Row, explainer_label
 from autointerp.reports.svg import MAX_CURVES, Curve, domain_of, interval_bar, quantile_plot
 from autointerp.reports.text import window_html
 
@@ -91,8 +91,9 @@ def latent_page(coder: str, latent: int, rows: Mapping[str, Sequence[Row]], *, m
     named = _explanations(rows["explanations"])
     page.explanations = named
     own = [row for row in rows["scores"] if not row["control"]]
-    controls = [row for row in rows["scores"] if row["control"]]
-    _scores(page, named, own, controls)
+    controls = [row for row in rows["scores"] if row["control"] and row["control"] not in FLOORS]
+    floors = [row for row in rows["scores"] if row["control"] in FLOORS]
+    _scores(page, named, own, controls, floors)
     _plots(page, named, own, controls)
     verdicts = [row for row in rows["verdicts"] if not row["control"]]
     judges = {row["scorer_id"]: row["judge"] for row in own}
@@ -141,8 +142,19 @@ def _metric(row: Row) -> tuple[Any, ...]:
     return (row["label"] or row["explainer"], row["scorer"], row["judge"], row["negatives"], row["metric"], row["quantile"])
 
 
-def _scores(page: Page, named: Sequence[Mapping[str, Any]], own: Sequence[Row], controls: Sequence[Row]) -> None:
+def _unjudged(row: Row) -> tuple[Any, ...]:
+    return (row["label"] or row["explainer"], row["scorer"], row["negatives"], row["metric"], row["quantile"])
+
+
+def _scores(
+    page: Page, named: Sequence[Mapping[str, Any]], own: Sequence[Row], controls: Sequence[Row], floors: Sequence[Row]
+) -> None:
     beside = _control_values(controls)
+    below: dict[tuple[Any, ...], dict[str, float]] = {}
+    for row in floors:
+        if row["value"] is not None:
+            # Whoever judged: the lexical floor is judged by rule.
+            below.setdefault(_unjudged(row), {})[row["control"]] = row["value"]
     models = {row["explanation_id"]: row["model"] for row in named}
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in own:
@@ -158,7 +170,10 @@ def _scores(page: Page, named: Sequence[Mapping[str, Any]], own: Sequence[Row], 
                 "negatives": method[3],
                 "same_model": model is not None and model == judge,
                 "unknown": any(row["disjoint"] == "unknown" for row in rows),
-                "rows": [_score(row, beside.get(_metric(row))) for row in sorted(rows, key=_headline_first)],
+                "rows": [
+                    _score(row, beside.get(_metric(row))) | {"floors": below.get(_unjudged(row), {})}
+                    for row in sorted(rows, key=_headline_first)
+                ],
             }
         )
     page.has_control = bool(beside)

@@ -19,6 +19,8 @@ from autointerp.digest import short
 from autointerp.errors import StoreError
 from autointerp.files import TEMPORARY_PREFIX
 
+FLOORS = ("generic", "lexical")
+"""Controls that may be run on a sample of latents, and are shown beside the main one."""
 Key = tuple[str, int]
 """(coder, latent)."""
 Row = dict[str, Any]

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from autointerp.digest import hash64, seed_of
-from autointerp.reports.source import Key, Source, explainer_label
+from autointerp.reports.source import FLOORS, Key, Source, explainer_label
 from autointerp.stats import Interval, median_order
 
 PICKS = 5
@@ -45,7 +45,8 @@ class Series:
     """The headline scores of one coder in one series, a row per latent; several samples of a latent are averaged."""
 
     frame: pd.DataFrame
-    """Indexed by latent: value, ci_low, ci_high, chance, status, disjoint, control (value under the control)."""
+    """Indexed by latent: value, ci_low, ci_high, chance, status, disjoint, control (value under the control), and one column
+    for each of `FLOORS` (value under it, missing where it was not run)."""
     control_name: str | None
 
     @property
@@ -161,36 +162,57 @@ def _read_explanations(source: Source, result: Overview, seen: dict[str, list[np
 def _read_scores(source: Source, result: Overview, seen: dict[str, list[np.ndarray]]) -> None:
     parts: dict[tuple[Any, ...], list[pd.DataFrame]] = {}
     for label, frame in source.frames("scores", _SCORE_COLUMNS):
-        kept = frame[frame["is_headline"].fillna(False).astype(bool) & frame["quantile"].isna()]
+        # A floor may be judged by rule, whose headline can be another metric.
+        wanted = frame["is_headline"].fillna(False).astype(bool) | frame["control"].notna()
+        kept = frame[wanted & frame["quantile"].isna()]
         by = ["coder", "explainer", "scorer", "judge", "negatives", "metric", "scorer_id", "control"]
         for group, rows in kept.groupby(by, dropna=False):
             coder, explainer, *rest, control = ("" if isinstance(v, float) else v for v in group)
             parts.setdefault((coder, label or explainer, *rest, control), []).append(rows)
             if not control:
                 seen.setdefault(str(coder), []).append(rows["latent"].to_numpy(np.int64))
-    controls: dict[tuple[Any, ...], list[tuple[str, str, pd.Series]]] = {}
-    for (coder, label, *rest, scorer_id, control), frames in sorted(parts.items()):
+    controls: dict[tuple[Any, ...], list[_Control]] = {}
+    for (coder, label, scorer, judge, negatives, metric, scorer_id, control), frames in sorted(parts.items()):
         if control:
             rows = pd.concat(frames)
             values = rows[rows["value"].notna()].groupby("latent")["value"].mean()
-            controls.setdefault((coder, label, *rest), []).append((scorer_id, control, values))
-    for (coder, label, *rest, scorer_id, control), frames in sorted(parts.items()):
+            found = _Control(str(control), str(judge), str(scorer_id), values)
+            controls.setdefault((coder, label, scorer, negatives, metric), []).append(found)
+    for (coder, label, scorer, judge, negatives, metric, scorer_id, control), frames in sorted(parts.items()):
         if not control:
-            scorer, judge, negatives, metric = map(str, rest)
-            key = SeriesKey(str(label), scorer, judge, negatives, metric, str(scorer_id))
-            found = controls.get((coder, label, *rest), [])
-            result.series.setdefault(key, {})[str(coder)] = _series(pd.concat(frames), str(scorer_id), found)
+            key = SeriesKey(str(label), str(scorer), str(judge), str(negatives), str(metric), str(scorer_id))
+            beside = controls.get((coder, label, scorer, negatives, metric), [])
+            # The lexical floor is judged by rule whoever judges the explanations.
+            beside = [found for found in beside if found.judge == judge or found.name == "lexical"]
+            result.series.setdefault(key, {})[str(coder)] = _series(pd.concat(frames), str(scorer_id), beside)
 
 
-def _series(rows: pd.DataFrame, scorer_id: str, controls: Sequence[tuple[str, str, pd.Series]]) -> Series:
+@dataclass(frozen=True)
+class _Control:
+    name: str
+    judge: str
+    scorer_id: str
+    values: pd.Series
+    """By latent."""
+
+
+def _series(rows: pd.DataFrame, scorer_id: str, controls: Sequence[_Control]) -> Series:
     # Per latent: a row with a value before one without, and samples averaged.
     rows = rows.sort_values(["latent", "value"], kind="stable", na_position="last")
     grouped = rows.groupby("latent")
     frame = grouped[["value", "ci_low", "ci_high", "chance"]].mean()
     frame[["status", "disjoint"]] = grouped[["status", "disjoint"]].first()
-    same = [control for control in controls if control[0] == scorer_id] or list(controls)
-    frame["control"] = pd.concat([values for _, _, values in same]).groupby(level=0).mean() if same else np.nan
-    return Series(frame.sort_index(), same[0][1] if same else None)
+    main = [control for control in controls if control.name not in FLOORS]
+    main = [control for control in main if control.scorer_id == scorer_id] or main
+    frame["control"] = _together(main)
+    for name in FLOORS:
+        frame[name] = _together([control for control in controls if control.name == name])
+    return Series(frame.sort_index(), main[0].name if main else None)
+
+
+def _together(controls: Sequence[_Control]) -> Any:
+    """Return the mean value by latent; NaN without controls."""
+    return pd.concat([control.values for control in controls]).groupby(level=0).mean() if controls else np.nan
 
 
 def middle(values: pd.Series) -> Interval | None:

@@ -147,8 +147,18 @@ class Curve:
     """(quantile, value) under the control."""
 
 
-def quantile_plot(curves: Sequence[Curve], *, chance: float | None, label: str) -> Markup:
-    """Return rates by activation quantile, strongest left: a line per scorer with intervals, dashed for its control."""
+def quantile_plot(
+    curves: Sequence[Curve],
+    *,
+    chance: float | None,
+    label: str,
+    ticks: Sequence[str] | None = None,
+    caption: str = "activation quantile, 0 the strongest",
+) -> Markup:
+    """Return rates by activation quantile, strongest left: a line per scorer with intervals, dashed for its control.
+
+    With `ticks` and `caption` the whole numbers on the axis stand for something else than quantiles.
+    """
     width, height, base, top = 400, 200, 160, 14
     last = max((curve.points[-1][0] for curve in curves), default=0)
 
@@ -163,9 +173,14 @@ def quantile_plot(curves: Sequence[Curve], *, chance: float | None, label: str) 
         f'<path class="grid" d="M44 {y(v)}H{width - 12}"/>'
         for v in (0.0, 0.25, 0.5, 0.75, 1.0)
     ]
-    parts += [f'<text x="{x(q)}" y="{base + 15}" text-anchor="middle">{q}</text>' for q in range(last + 1)]
+    names = [str(q) for q in range(last + 1)] if ticks is None else ticks
+    parts += [
+        f'<text x="{x(q)}" y="{base + 15}" text-anchor="middle">{escape(name)}</text>'
+        for q, name in enumerate(names[: last + 1])
+    ]
     if chance is not None:
         parts.append(f'<path class="chance" d="M44 {y(chance)}H{width - 12}"/>')
+    at = "quantile " if ticks is None else ""
     for number, curve in enumerate(curves):
         shift = (number - (len(curves) - 1) / 2) * 5
         name = escape(curve.name)
@@ -177,9 +192,11 @@ def quantile_plot(curves: Sequence[Curve], *, chance: float | None, label: str) 
             parts.append(f'<path class="line dashed" d="M{"L".join(f"{x(q, shift)} {y(v)}" for q, v in curve.control)}"/>')
         parts.append(f'<path class="line" d="M{"L".join(f"{x(q, shift)} {y(v)}" for q, v, _, _ in curve.points)}"/>')
         for q, v, _, _ in curve.points:
-            parts.append(f'<circle cx="{x(q, shift)}" cy="{y(v)}" r="3"><title>{name}, quantile {q}: {v:.2f}</title></circle>')
+            parts.append(
+                f'<circle cx="{x(q, shift)}" cy="{y(v)}" r="3"><title>{name}, {at}{escape(names[q])}: {v:.2f}</title></circle>'
+            )
         parts.append("</g>")
-    return _frame(width, height, label, "".join(parts), caption="activation quantile, 0 the strongest")
+    return _frame(width, height, label, "".join(parts), caption=caption)
 
 
 def _power(exponent: int) -> str:

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from autointerp.errors import InputError
-from autointerp.reports.index import headline_rows
+from autointerp.reports.index import density_rows, headline_rows, series_names
 from autointerp.reports.pages import STATUS_WORDS, Page, latent_page
 from autointerp.reports.source import Row, Source
-from autointerp.reports.summary import overview
+from autointerp.reports.summary import Overview, overview
 from autointerp.reports.text import one_line, visible, window_ansi
 
 
@@ -119,7 +119,10 @@ def _context_line(row: Row, scale: float, colour: bool) -> str:
 
 
 def summary_table(results_folder: Path | str) -> str:
-    """Return headline scores: median over latents with interval, control, lift and chance, a row per coder and scorer."""
+    """Return headline scores: median over latents with interval, control, lift and chance, a row per coder and scorer.
+
+    Below: means, also weighted by firing rate, lifts over each control with intervals, and coverage by firing rate.
+    """
     found = overview(Source(results_folder))
     rows = [
         [
@@ -159,8 +162,48 @@ def summary_table(results_folder: Path | str) -> str:
             ]
         )
     lines = table(rows, right={7, 8, 10, 11, 12}) if len(rows) > 1 else ["nothing is scored in this folder yet"]
+    lines += [*_lifts(found), *_by_density(found)]
     missing = _without(found.coders, {c: [found.status(c, int(i)) for i in found.requested[c]] for c in found.coders})
     return "\n".join([*lines, *missing]) + "\n"
+
+
+def _lifts(found: Overview) -> list[str]:
+    """Means, and how far each series is above its controls, as median over latents with interval."""
+    rows = [
+        [
+            "coder",
+            "explainer",
+            "scorer",
+            "judge",
+            "negatives",
+            "mean",
+            "by firing rate",
+            "above",
+            "lift",
+            "95% interval",
+            "latents",
+        ]
+    ]
+    for row in headline_rows(found, plots=False):
+        named = [row["coder"], row["explainer"], row["scorer"], row["judge"], row["negatives"]]
+        means = [_number(row[name] and row[name].value) for name in ("mean", "weighted")]
+        lifts = [{"name": row["control_name"], "lift": row["lift"], "num": None}] if row["lift"] else []
+        for lift in [*lifts, *row["floors"]]:
+            interval = lift["lift"]
+            num = "" if lift["num"] is None else f"{lift['num']}"
+            rows.append([*named, *means, lift["name"], f"{interval.value:+.3f}", _between(interval.low, interval.high), num])
+    return ["", *table(rows, right={5, 6, 8, 10})] if len(rows) > 1 else []
+
+
+def _by_density(found: Overview) -> list[str]:
+    """Coverage and medians by decade of the firing rate."""
+    names = series_names(list(found.series))
+    rows = [["coder", "share of tokens it fires on", "latents", "scored", *names]]
+    for row in density_rows(found):
+        rows.append(
+            [row["coder"], row["range"], str(row["num"]), str(row["ok"]), *(_number(value) for value in row["medians"])]
+        )
+    return ["", *table(rows, right=set(range(2, len(rows[0]))))] if len(rows) > 1 and found.series else []
 
 
 def _without(coders: Sequence[str], statuses: Mapping[str, Sequence[str]]) -> list[str]:

@@ -79,6 +79,19 @@ def write_report(
         return site.write("index.html", "index.html.j2", **_index(found, chosen, texts))
 
 
+def write_page(out: Path, template: str, *, name: str, **values: Any) -> Path:
+    """Write a page of one's own beside the report's assets, to ``out/index.html``, and return its path.
+
+    `template` is one of this package's. Raises: StoreError when `out` holds other files.
+    """
+    _check_target(out)
+    with disk_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(out / MARKER, {"autointerp_report": 1})
+        _write_assets(out)
+        return _Site(out, visible(name)).write("index.html", template, **values)
+
+
 def _check_target(target: Path) -> None:
     if target.is_dir() and not (target / MARKER).is_file() and any(target.iterdir()):
         raise StoreError(f"cannot write a report to {target}: it holds other files; choose a new or empty folder with --out")

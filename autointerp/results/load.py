@@ -14,7 +14,7 @@ from autointerp.stats import summarise
 from autointerp.store import open_store
 
 _GROUP = ["coder", "explainer", "scorer", "judge", "control", "negatives", "metric", "scorer_id"]
-_INTERVALS = [f"{name}{end}" for name in ("median", "mean") for end in ("", "_low", "_high")]
+_INTERVALS = [f"{name}{end}" for name in ("median", "mean", "weighted_mean") for end in ("", "_low", "_high")]
 _SUMMARY = ["is_headline", "num_latents", "num_missing", *_INTERVALS, "chance"]
 
 
@@ -76,10 +76,16 @@ def summary(folder: Path | str) -> pd.DataFrame:
     """Return one row per coder, scorer and its settings (`scorer_id`), control, source of negatives and metric.
 
     Medians and means are over latents with 95% intervals for more latents of the kind, whatever the number of examples each
-    had. ``num_latents`` had a value, ``num_missing`` had none, whatever the reason. Metrics by quantile are left out.
+    had; ``weighted_mean`` counts each latent by the share of tokens it fires on, where the explanations table says.
+    ``num_latents`` had a value, ``num_missing`` had none, whatever the reason. Metrics by quantile are left out.
     """
     frame = load_scores(folder)
     frame = frame[frame["quantile"].isna()]
+    explained = load_explanations(folder)
+    rates = dict(
+        zip(zip(explained["coder"], explained["latent"], strict=True), explained["density"].astype(float), strict=True)
+    )
+    frame = frame.assign(density=[rates.get(key, np.nan) for key in zip(frame["coder"], frame["latent"], strict=True)])
     frame = frame.assign(control=frame["control"].fillna("none"))
     rows = [dict(zip(_GROUP, key, strict=True)) | _summary_row(group) for key, group in frame.groupby(_GROUP, sort=True)]
     return pd.DataFrame(rows, columns=[*_GROUP, *_SUMMARY])
@@ -87,7 +93,8 @@ def summary(folder: Path | str) -> pd.DataFrame:
 
 def _summary_row(group: pd.DataFrame) -> dict[str, Any]:
     values = [None if pd.isna(value) else float(value) for value in group["value"]]
-    found = summarise(values, latents=group["latent"].tolist())
+    weights = group["density"].tolist() if group["density"].notna().all() else None
+    found = summarise(values, latents=group["latent"].tolist(), weights=weights)
     chance = group["chance"].dropna().unique()
     row: dict[str, Any] = {
         "is_headline": bool(group["is_headline"].any()),
@@ -95,7 +102,7 @@ def _summary_row(group: pd.DataFrame) -> dict[str, Any]:
         "num_missing": found.num_missing,
         "chance": float(chance[0]) if len(chance) == 1 else None,
     }
-    for name in ("median", "mean"):
+    for name in ("median", "mean", "weighted_mean"):
         interval = getattr(found, name)
         row[name] = interval.value if interval else None
         row[f"{name}_low"] = interval.low if interval else None

@@ -3,7 +3,8 @@
 Balanced accuracy, accuracy, AUROC, correlation and TNR are computed for each source of negatives apart, never pooled; what
 concerns positives only, also by quantile, has ``negatives = "none"``. Examples that shared a prompt are not independent:
 numbers of examples are divided by the design effect, and the method name ends in ``_clustered``; where every example is judged
-alone, by a cosine or by log-probabilities, those of one document are a cluster. A metric whose class is empty is ``undefined``.
+alone, by a cosine or by log-probabilities, those of one document are a cluster. ``tpr_by_activation`` weights each positive by
+its greatest |activation|. A metric whose class is empty is ``undefined``.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
+
+import numpy as np
 
 from autointerp import stats
 from autointerp.records import UNSCORED, Explanation, LatentExamples, Score, Status, Verdict
@@ -97,8 +100,13 @@ def scores_of(
             rows.append(made.row("accuracy", both, rate(both), source, chance=_majority(made.positives, negatives)))
         if headline == "auroc" or any(verdict.probability is not None for verdict in made.asked):
             rows.append(made.row("auroc", both, _auroc(made.positives, negatives), source))
+            share = _share(made.positives, negatives)
+            rows.append(
+                made.row("average_precision", both, _average_precision(made.positives, negatives), source, chance=share)
+            )
         rows.append(made.row("tnr", negatives, rate(negatives), source))
     rows.append(made.row("tpr", made.positives, rate(made.positives)))
+    rows.append(made.row("tpr_by_activation", made.positives, _weighted_rate(made.positives, latent)))
     rows += [made.row("tpr", some, rate(some), quantile=q) for q, some in made.by_quantile().items()]
     return tuple(rows)
 
@@ -120,6 +128,32 @@ def not_applicable(latent: LatentExamples, explanation: Explanation, *, judge: s
     made = Rows(latent, explanation, judge, headline)
     sources = list(dict.fromkeys(latent.negatives.sources)) or ["none"]
     return tuple(made.row(headline, [], None, source, status="not_applicable") for source in sources)
+
+
+def _share(positives: Sequence[Verdict], negatives: Sequence[Verdict]) -> float:
+    """Return average precision by chance: the share of positives among those with a probability, or of all without any."""
+    p, n = (len(_ranked(side, by_value=False)) for side in (positives, negatives))
+    return p / (p + n) if p + n else len(positives) / max(len(positives) + len(negatives), 1)
+
+
+def _average_precision(positives: Sequence[Verdict], negatives: Sequence[Verdict]) -> stats.Interval | None:
+    p, n = _ranked(positives, by_value=False), _ranked(negatives, by_value=False)
+    if not p or not n:
+        return None
+    value = stats.average_precision([x for x, _ in p], [x for x, _ in n])
+    deff = max(stats.design_effect([x for x, _ in side], [i for _, i in side]) for side in (p, n))
+    return _named(stats.average_precision_wilson(value, len(p), deff=deff), [i for _, i in (*p, *n)])
+
+
+def _weighted_rate(positives: Sequence[Verdict], latent: LatentExamples) -> stats.Interval | None:
+    """Return the TPR with each window weighted by its greatest |activation|."""
+    answered = _answered(positives)
+    strength = np.abs(latent.positives.activations).max(axis=1, initial=0)
+    weights = [float(strength[verdict.example_idx]) for verdict in answered if verdict.example_idx < len(strength)]
+    right, prompts = _right(positives)
+    if len(weights) < len(right) or not sum(weights) > 0:
+        return None
+    return _named(stats.weighted_rate(right, weights, deff=stats.design_effect(right, prompts)), prompts)
 
 
 def _finite(value: float) -> float | None:

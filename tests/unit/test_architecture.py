@@ -9,7 +9,7 @@ ROOT = Path(autointerp.__file__).parent
 ORDER = [
     {"errors"}, {"digest"}, {"files"}, {"records"}, {"protocols"}, {"config"}, {"stats", "rules", "prompts"}, {"tables"}, {"store"},
     {"llm", "embed"}, {"coders"}, {"subject"}, {"examples"}, {"scorers"}, {"explainers"}, {"results"}, {"jobs"}, {"reports"}, {"demo"},
-    {"cli"},
+    {"studies"}, {"cli"},
 ]  # fmt: skip
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
 HOMES = {
@@ -19,7 +19,7 @@ HOMES = {
     "vllm": {"llm"},
     "openai": {"llm"},
     "pyarrow": {"tables.py", "store", "subject/corpus.py"},
-    "pandas": {"results", "reports"},
+    "pandas": {"results", "reports", "studies"},
     "sklearn": {"embed", "stats.py"},
     "scipy": {"stats.py", "store/cooccurrence.py"},
     "sentence_transformers": {"embed"},

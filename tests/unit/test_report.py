@@ -385,3 +385,44 @@ def test_windows_the_explainer_saw_carry_no_verdict():
     assert explain.marks == () and explain.wrong == ""
     assert [mark.kind for mark in score.marks] == ["miss"] and score.wrong == "miss"
     assert "probability 0.25" in score.marks[0].title
+
+
+@pytest.fixture
+def with_floors(tmp_path):
+    """A folder whose detection scores were also judged under the generic control, and by rule under the lexical one."""
+    folder = tmp_path / "r"
+    build(folder, coders=("sae",), num_latents=20, num_shards=2, windows=4, density=True)
+    for path in sorted(folder.glob("scores/default-*/detection-shuffled-*/*.parquet")):
+        table = pd.read_parquet(path)
+        for control, value, judge in (("generic", 0.5, None), ("lexical", 0.6, "rule")):
+            some = table[table["latent"] < 60].assign(control=control, value=value)
+            place = path.parent.with_name(f"detection-{control}-00000000") / path.name
+            place.parent.mkdir(exist_ok=True)
+            (some if judge is None else some.assign(judge=judge)).to_parquet(place, index=False)
+    return folder
+
+
+def test_floors_are_paired_with_their_series_and_apart_from_the_main_control(with_floors):
+    rows = headline_rows(overview(Source(with_floors)), plots=False)
+    [row] = [row for row in rows if row["scorer"] == "detection" and row["explainer"] == "default"]
+    others = [other for other in rows if other is not row]
+    assert row["control_name"] == "shuffled" and all(not other["floors"] for other in others)
+    frame = pd.concat(pd.read_parquet(p) for p in with_floors.glob("scores/default-*/detection-*/*.parquet"))
+    frame = frame[frame["is_headline"] & frame["quantile"].isna()].set_index("latent")
+    own = frame[frame["control"].isna()]["value"].dropna()
+    for floor, level in zip(row["floors"], (0.5, 0.6), strict=True):
+        among = own[own.index < 60]
+        assert floor["num"] == len(among) and floor["lift"].value == pytest.approx((among - level).median())
+    density = pd.concat(pd.read_parquet(p) for p in with_floors.glob("explanations/default-*/*.parquet")).set_index("latent")
+    rates = density["density"].reindex(own.index)
+    assert row["weighted"].value == pytest.approx((own * rates).sum() / rates.sum())
+    assert row["mean"].value == pytest.approx(own.mean())
+
+
+def test_floors_are_shown(with_floors):
+    text = summary_table(with_floors)
+    assert re.search(r"generic +\+0\.\d+", text) and re.search(r"lexical +\+0\.\d+", text)
+    assert "by firing rate" in text and "share of tokens it fires on" in text
+    index = write_report(with_floors).read_text()
+    assert "generic +0." in index and "by rate 0." in index
+    assert "lexical 0.600" in (with_floors / "report" / "latents" / "sae" / "31.html").read_text()

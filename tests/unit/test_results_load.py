@@ -59,6 +59,7 @@ def test_plain_pandas_reads_the_same(finished):
 
 def test_summary(finished):
     frame = summary(finished).set_index(["coder", "control"])
+    assert (frame["weighted_mean"] - frame["mean"]).abs().max() < 1e-12, "all fire equally often"
     assert len(frame) == 4
     row = frame.loc["a", "none"].to_dict()
     scores = load_scores(finished)

@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 from planted import ID, VOCABULARY, WORDS
@@ -23,6 +25,9 @@ def slow_match(condition, row):
     """Whether a condition holds at each token, by definition."""
     found = []
     for i in range(len(row)):
+        if condition.kind in ("line", "quoted", "column", "seen"):
+            found.append(slow_line(condition, [WORDS[token] for token in row], i))
+            continue
         if condition.kind == "recent":
             found.append(condition.value in row[max(0, i - condition.offset) : i])
             continue
@@ -37,6 +42,83 @@ def slow_match(condition, row):
             }[condition.kind]()
         )
     return found
+
+
+def slow_line(condition, texts, i):
+    """Whether a condition on the line, or on what came before, holds at token `i`, by definition."""
+    if condition.kind == "seen":
+        return texts[i] in texts[max(0, i - condition.offset) : i]
+    breaks = [j for j in range(i + 1) if "\n" in texts[j]]
+    if i in breaks:
+        return False
+    line = texts[breaks[-1] + 1 if breaks else 0 : i]
+    if condition.kind == "column":
+        return bool(breaks) and len(line) == condition.value
+    if condition.kind == "line":
+        return condition.value in [text.strip() for text in line]
+    marks = [text for text in line if text.count('"') + text.count("'") == 1 and text != "'s"]
+    return len(marks) % 2 == 1
+
+
+QUOTES = ["\n", " a", "(", "'", "b", '"', "'s", " #", "c", "\n    ", '""', "a"]
+
+
+class QuoteVocabulary(type(VOCABULARY)):
+    def text(self, ids):
+        return "".join(QUOTES[i] for i in ids)
+
+    def __len__(self):
+        return len(QUOTES)
+
+
+@pytest.mark.parametrize(
+    "condition",
+    [
+        Condition(kind="line", offset=0, value="#"),
+        Condition(kind="line", offset=0, value="a"),
+        Condition(kind="quoted", offset=0, value="line"),
+        Condition(kind="column", offset=0, value=0),
+        Condition(kind="column", offset=0, value=2),
+        Condition(kind="seen", offset=3, value="same"),
+        Condition(kind="seen", offset=50, value="same"),
+    ],
+)
+def test_conditions_on_the_line_against_a_slow_oracle(condition):
+    random = np.random.default_rng(0)
+    tokens = random.integers(0, len(QUOTES), (60, 12)).astype(np.uint32)
+    lengths = random.integers(1, 13, 60)
+    found = rule(((condition,), 1.0)).predict(tokens, lengths, QuoteVocabulary())
+    for row, length, result in zip(tokens.tolist(), lengths, found.tolist(), strict=True):
+        texts = [QUOTES[token] for token in row[:length]]
+        assert result[:length] == [slow_line(condition, texts, i) for i in range(length)], texts
+        assert not any(result[length:])
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"kind": "seen", "offset": 0, "value": "same"}, "how many tokens back"),
+        ({"kind": "seen", "offset": 4, "value": "other"}, "expected 'same'"),
+        ({"kind": "line", "offset": -1, "value": "#"}, "expected 0, since it concerns"),
+        ({"kind": "column", "offset": 0, "value": "x"}, "a number of tokens"),
+        ({"kind": "quoted", "offset": 0, "value": "always"}, "expected 'line'"),
+    ],
+)
+def test_conditions_on_the_line_are_checked(values, message):
+    text = json.dumps({"rule": 1, "any": [{"all": [values], "score": 1}]})
+    with pytest.raises(InputError, match=message):
+        Rule.from_json(text)
+
+
+def test_conditions_on_the_line_in_words():
+    def said(*conditions):
+        return describe(rule((conditions, 1.0)), QuoteVocabulary())
+
+    word = Condition(kind="word", offset=0, value="a")
+    assert said(word, Condition(kind="line", offset=0, value="#")) == "`a` after `#` in the same line"
+    assert said(word, Condition(kind="quoted", offset=0, value="line")) == "`a` inside quotation marks"
+    assert said(Condition(kind="column", offset=0, value=1)) == "any token as token 2 of a line"
+    assert said(word, Condition(kind="seen", offset=5, value="same")) == "`a` within 5 tokens after it came before"
 
 
 def test_conjunction_looks_at_neighbours():

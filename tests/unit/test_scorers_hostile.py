@@ -72,7 +72,7 @@ def check(result, *, statuses=None):
         assert (row.status == "ok") == (row.value is not None)
         assert row.value is None or np.isfinite(row.value)
         assert row.num_scored or row.value is None
-        assert row.chance is not None or row.metric in ("tpr", "tnr", "predicted_tokens")
+        assert row.chance is not None or row.metric in ("tpr", "tpr_by_activation", "tnr", "predicted_tokens")
 
 
 TEXTS = {

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 from planted import explained, planted
 
@@ -74,6 +75,41 @@ def test_auroc_only_where_probabilities_exist():
     assert row.value == pytest.approx(15 / 16)
     assert (row.is_headline, row.ci_method, row.chance) == (True, "newcombe_auroc", 0.5)
     assert not [row for row in scores([verdict(0, True, True), verdict(1, False, False)]) if row.metric == "auroc"]
+
+
+def test_average_precision_stands_beside_auroc():
+    verdicts = [verdict(i, i in (0, 2, 3), True, probability=p) for i, p in enumerate([0.9, 0.8, 0.4, 0.3, 0.1])]
+    # Ranked + - + + -: (1 + 2/3 + 3/4) / 3; by chance 3 of 5.
+    row = find(scores(verdicts, headline="auroc"), "average_precision")
+    value = (1 + 2 / 3 + 3 / 4) / 3
+    assert row.value == pytest.approx(value) and row.chance == pytest.approx(0.6)
+    expected = stats.average_precision_wilson(value, 3)
+    assert (row.ci_low, row.ci_high) == pytest.approx(
+        (expected.low, expected.high)
+    ) and row.ci_method == "wilson_average_precision"
+    assert not row.is_headline
+
+
+def test_tpr_by_activation_weights_windows_by_their_strongest_token():
+    latent = planted(num=4)
+    latent.positives.activations[:] = 0
+    latent.positives.activations[np.arange(4), 3] = [4, 3, -2, 1]
+    verdicts = [
+        verdict(0, True, True),
+        verdict(1, True, False),
+        verdict(2, True, True),
+        verdict(3, True, None, status="refused"),
+    ]
+    rows = scores_of(
+        [*verdicts, verdict(4, False, False)], latent=latent, explanation=explained(), judge="j", headline="balanced_accuracy"
+    )
+    row = find(rows, "tpr_by_activation", "none")
+    assert row.value == pytest.approx((4 + 2) / (4 + 3 + 2)) and row.num_scored == 3 and row.unscored == {"refused": 1}
+    # Kish: 9^2 / (16 + 9 + 4).
+    n = 81 / 29
+    expected = stats.wilson(row.value * n, n)
+    assert (row.ci_low, row.ci_high) == pytest.approx((expected.low, expected.high))
+    assert find(rows, "tpr", "none").value == pytest.approx(2 / 3)
 
 
 def test_scored_and_unscored_sum_to_what_was_asked():

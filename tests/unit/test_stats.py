@@ -228,6 +228,36 @@ def test_average_precision_by_hand():
         stats.average_precision([], [1.0])
 
 
+@pytest.mark.parametrize("shift", [0.3, 1.2, 2.5])
+def test_average_precision_interval_covers(shift):
+    random = np.random.default_rng(0)
+    truth = stats.average_precision(random.normal(shift, 1, 200_000), random.normal(0, 1, 200_000))
+    held = 0
+    for _ in range(400):
+        found = stats.average_precision(random.normal(shift, 1, 50), random.normal(0, 1, 50))
+        interval = stats.average_precision_wilson(found, 50)
+        held += interval.low <= truth <= interval.high
+    assert held / 400 >= 0.90
+
+
+def test_average_precision_interval_at_and_near_one():
+    perfect, nearly = (stats.average_precision_wilson(value, 50) for value in (1.0, 1 - 1e-12))
+    assert (perfect.high, perfect.low) == (1.0, stats.wilson(50, 50).low)
+    assert nearly.low == pytest.approx(perfect.low, abs=0.05) and nearly.high == pytest.approx(1)
+    wide, narrow = stats.average_precision_wilson(0.8, 50, deff=4), stats.average_precision_wilson(0.8, 50)
+    assert wide.low < narrow.low < 0.8 < narrow.high < wide.high
+
+
+def test_weighted_rate_is_a_rate_where_weights_are_equal():
+    found, expected = stats.weighted_rate([1, 1, 0, 1], [2, 2, 2, 2]), stats.wilson(3, 4)
+    assert (found.value, found.low, found.high) == pytest.approx((expected.value, expected.low, expected.high))
+    assert stats.weighted_rate([1, 0], [3, 1]).value == 0.75
+    one = stats.weighted_rate([1, 0, 0], [1e9, 1e-9, 1e-9])
+    assert one.high - one.low > 0.7, "a single window carries it all"
+    with pytest.raises(ValueError, match="one is positive"):
+        stats.weighted_rate([1, 0], [0, 0])
+
+
 def test_coverage_of_correlations_spot_check():
     """Sparse, skewed activations by document, predicted well in most: the truth is inside about as often as it should be."""
     rng = np.random.default_rng(7)

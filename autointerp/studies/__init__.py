@@ -1,0 +1,1 @@
+"""Studies of the scores themselves: planted truth (`calibrate`) and differences between methods (`compare`)."""

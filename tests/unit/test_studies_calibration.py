@@ -1,0 +1,77 @@
+"""What a calibration's scores come to, on frames whose answers are known."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from autointerp.stats import auroc_newcombe, mean_t, wilson
+from autointerp.studies import calibration as study
+
+
+def rows_of(values, *, role="true", coder="exact", share=0.0, noise="moved", family="token"):
+    return pd.DataFrame(
+        {"latent": range(len(values)), "role": role, "coder": coder, "share": share, "noise": noise, "family": family,
+         "value": np.array(values, float), "control": ""}
+    )  # fmt: skip
+
+
+def test_ranking_against_hand_counts():
+    true, broad = [0.9, 0.8, 0.7, np.nan], [0.85, 0.8, 0.2, 0.1]
+    frame = pd.concat([rows_of(true), rows_of(broad, role="too_broad")])
+    found = {(row["measure"], row["family"]): row for row in study._ranking(frame)}
+    # Pairs of the three latents that have both: 0.9 > all three; 0.8 > 0.2, = 0.8; 0.7 > 0.2.
+    assert found["auroc", "all"]["value"] == pytest.approx((3 + 1 + 0.5 + 1) / 9)
+    assert found["auroc", "all"]["ci_low"] == auroc_newcombe(5.5 / 9, 3, 3).low
+    assert found["wins", "all"]["value"] == pytest.approx(2.5 / 3)
+    assert found["wins", "all"]["ci_high"] == wilson(2.5, 3).high
+    assert found["auroc", "token"]["num_latents"] == 3
+
+
+def test_noise_is_read_over_the_same_latents_at_every_level():
+    shares = (0.0, 0.1, 0.2, 0.3, 0.5)
+    frames = [rows_of([1 - s, 0.9 - s, 0.5], share=s, coder="exact" if s == 0 else f"m{s}") for s in shares]
+    frames[2].loc[2, "value"] = np.nan  # the third latent has no score at one level, so it counts at none
+    found = list(study._noise(pd.concat(frames)))
+    levels = [row["value"] for row in found if row["measure"] == "level"]
+    assert levels == pytest.approx([0.95 - s for s in shares])
+    assert next(row["ci_low"] for row in found if row["measure"] == "level") == pytest.approx(mean_t(np.array([1.0, 0.9])).low)
+    [rho] = [row["value"] for row in found if row["measure"] == "spearman"]
+    assert rho == pytest.approx(-1)
+    upward = [rows_of([s, s + 0.1], share=s, coder=f"m{s}") for s in shares]
+    assert [row["value"] for row in study._noise(pd.concat(upward)) if row["measure"] == "spearman"] == pytest.approx([1])
+
+
+def test_four_levels_are_too_few_for_a_correlation():
+    frames = [rows_of([1 - s, 0.9 - s], share=s) for s in (0.0, 0.1, 0.2, 0.3)]
+    assert {row["measure"] for row in study._noise(pd.concat(frames))} == {"level"}
+
+
+def test_spread_of_one_measurement_from_two():
+    random = np.random.default_rng(0)
+    truth, spread = random.uniform(0.6, 0.9, 4000), 0.05
+    one, two = (truth + spread * random.normal(size=4000) for _ in range(2))
+    keys = {"negatives": "random", "metric": "m"}
+    [found] = study._retest(rows_of(one), rows_of(two).assign(**keys), keys)
+    assert found["value"] == pytest.approx(spread, rel=0.05)
+
+
+def test_tables_have_a_row_per_variant_and_the_lesson_is_there():
+    shared = {
+        "scorer": "detection",
+        "judge": "rule",
+        "prompt": "-",
+        "variant": "v",
+        "metric": "balanced_accuracy",
+        "num_latents": 8,
+    }
+    rows = []
+    for negatives, value in (("random", 0.5), ("same_token", 1.0)):
+        one = {**shared, "negatives": negatives, "measure": "auroc", "role": "too_broad", "ci_low": 0.4, "ci_high": 1.0}
+        rows += [{**one, "family": family, "value": value} for family in ("all", "topic")]
+        rows.append({**shared, "negatives": negatives, "measure": "shuffled", "value": 0.5, "chance": 0.5})
+    found = study.sections(pd.DataFrame(rows, columns=study.COLUMNS))
+    lesson = next(section for section in found if "topic" in section.title)
+    assert [row[4] for row in lesson.rows[1:]] == ["random", "same_token"]
+    assert [row[-1] for row in lesson.rows[1:]] == ["0.500 [0.400, 1.000]", "1.000 [0.400, 1.000]"]
+    text, markdown = study.text_of(found), study.markdown_of(found)
+    assert text.count("same_token") == markdown.count("same_token") >= 3
