@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -51,7 +52,7 @@ class Relu:
     needs_all_latents = False
 
     def apply(self, pre_NL: Tensor, first_latent: int, /) -> Acts:
-        return _where(pre_NL > 0, pre_NL, first_latent)
+        return _where(_greater(pre_NL, torch.zeros(1, device=pre_NL.device)), pre_NL, first_latent)
 
     def to(self, device: torch.device) -> Relu:
         return self
@@ -71,7 +72,7 @@ class JumpRelu:
     def apply(self, pre_NL: Tensor, first_latent: int, /) -> Acts:
         threshold = self.threshold[first_latent : first_latent + pre_NL.shape[1]]
         if self.is_rectified:
-            return _where(pre_NL > threshold.clamp(min=0), pre_NL, first_latent)
+            return _where(_greater(pre_NL, threshold.clamp(min=0)), pre_NL, first_latent)
         return _where((pre_NL > threshold) & (pre_NL != 0), pre_NL, first_latent)
 
     def to(self, device: torch.device) -> JumpRelu:
@@ -210,7 +211,19 @@ class ScaledTopK:
         return ScaledTopK(self.inner, self.factor.to(device))
 
 
+def _greater(pre_NL: Tensor, bound_L: Tensor) -> Tensor:
+    if pre_NL.device.type == "cpu":  # several times faster than torch's comparison
+        return torch.from_numpy(np.greater(pre_NL.numpy(), bound_L.numpy()))
+    return pre_NL > bound_L
+
+
 def _where(mask_NL: Tensor, pre_NL: Tensor, first_latent: int) -> Acts:
+    if mask_NL.device.type == "cpu":
+        # Several times faster than torch's nonzero and indexing on a CPU.
+        at = np.flatnonzero(mask_NL.numpy())
+        values = pre_NL.contiguous().numpy().reshape(-1)[at]
+        rows, latents = (torch.from_numpy(found) for found in np.divmod(at, mask_NL.shape[1]))
+        return Acts(rows=rows, latents=latents + first_latent, values=torch.from_numpy(values))
     rows, latents = mask_NL.nonzero(as_tuple=True)
     return Acts(rows=rows, latents=latents + first_latent, values=pre_NL[rows, latents])
 

@@ -17,16 +17,19 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from autointerp.coders.activations import Activation, Acts, MatchingPursuit
+from autointerp.coders.activations import Activation, Acts, MatchingPursuit, TopK
 from autointerp.coders.inputs import InputRule, Undo
+from autointerp.coders.top_of_rows import BLOCK_ROWS, TopOfRows, is_worthwhile
 from autointerp.errors import InputError
 
-CHUNK_BYTES = 8 << 20
-"""Pre-activations held at a time on a CPU, so that they stay in its cache; 64 times that on an accelerator."""
+CHUNK_BYTES = 2 << 20
+"""Pre-activations held at a time on a CPU, so that they stay in its cache; 256 times that on an accelerator."""
 MAX_CHUNK_BYTES = 256 << 20
 _MIN_ROWS = 256
 """Rows below which a matrix product mostly waits for the weights; wide coders get so many, within MAX_CHUNK_BYTES."""
-_LATENTS_PER_CHUNK = 16_384
+_LATENTS_PER_CHUNK = 2048
+"""Where latents can be taken apart, on a CPU; 8 times that on an accelerator."""
+_BLOCKS_PER_CHUNK = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,9 +148,13 @@ class Coder:
                 f"coder {self.spec.source} reads vectors of width {self.spec.d_in} and was given {tuple(x_ND.shape)}; "
                 "name the hookpoint it was trained on"
             )
-        width = self.spec.width
-        latents = width if self.activation.needs_all_latents else min(width, _LATENTS_PER_CHUNK)
-        fitting = CHUNK_BYTES * (1 if self.device.type == "cpu" else 64) // (4 * latents)
+        width, is_cpu = self.spec.width, self.device.type == "cpu"
+        rule = self.activation
+        if is_cpu and self.encoder_LD is not None and isinstance(rule, TopK) and is_worthwhile(rule, width):
+            yield from self._top_chunks(x_ND, TopOfRows(self.encoder_LD, self.encoder_bias_L, rule.k))
+            return
+        latents = width if self.activation.needs_all_latents else min(width, _LATENTS_PER_CHUNK * (1 if is_cpu else 8))
+        fitting = CHUNK_BYTES * (1 if is_cpu else 256) // (4 * latents)
         rows = max(1, fitting, min(_MIN_ROWS, MAX_CHUNK_BYTES // (4 * latents)))
         for first_row in range(0, len(x_ND), rows):
             ready_ND = self._ready(x_ND[first_row : first_row + rows])
@@ -158,6 +165,16 @@ class Coder:
                 else:
                     acts = self.activation.apply(self._pre_activations(ready_ND, first, stop), first)
                 yield Acts(rows=acts.rows + first_row, latents=acts.latents, values=acts.values) if first_row else acts
+
+    def _top_chunks(self, x_ND: Tensor, top: TopOfRows) -> Iterator[Acts]:
+        step = BLOCK_ROWS * _BLOCKS_PER_CHUNK
+        for first_chunk in range(0, len(x_ND), step):
+            blocks = []
+            for first_row in range(first_chunk, min(first_chunk + step, len(x_ND)), BLOCK_ROWS):
+                rows, latents, values = top.find(self._ready(x_ND[first_row : first_row + BLOCK_ROWS]))
+                blocks.append((rows + first_row, latents, values))
+            rows, latents, values = (torch.cat(column) for column in zip(*blocks, strict=True))
+            yield Acts(rows=rows, latents=latents, values=values)
 
     def encode_dense(self, x_ND: Tensor, /) -> Tensor:
         """Return float32 [N, L], zeros included: for a few rows at a time."""

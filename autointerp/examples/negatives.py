@@ -18,8 +18,8 @@ from autointerp.examples.pools import LatentPools
 from autointerp.examples.windows import Corpus, WindowGrid, cut_tokens
 from autointerp.records import NeighbourKind, Source
 
-_CHUNK = 256
-_MAX_PROBES = 64 * _CHUNK
+_CHUNK = 512
+_MAX_PROBES = 32 * _CHUNK
 _FREQUENT = 0.05
 
 PER_NEIGHBOUR = 10

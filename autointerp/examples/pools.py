@@ -75,6 +75,7 @@ class LatentPools:
             self._smallest, self.is_repeated = self._read_texts(active.text)
         else:
             self._smallest, self.is_repeated = self._smallest_of(rows, self._own), grid.num_same[rows] > 1
+        self._has_repeats = bool(self.is_repeated.any())
         self.num_distinct = self._distinct(np.ones(len(active), bool))
         """Distinct texts of candidates, whatever their pool."""
         self.cuts = self._choose_cuts()
@@ -102,6 +103,8 @@ class LatentPools:
         return pool
 
     def _distinct(self, among: np.ndarray) -> int:
+        if not self._has_repeats:
+            return int(np.count_nonzero(among))
         repeated = self._text[among & self.is_repeated]
         return int(np.count_nonzero(among & ~self.is_repeated)) + len(np.unique(repeated))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Literal
 
 import numpy as np
@@ -42,37 +42,62 @@ def rank(windows: ActivatingWindows, *, seed: int) -> np.ndarray:
     return np.argsort((weakness.astype(np.uint64) << np.uint64(32)) | ties, kind="stable")
 
 
+class Choice:
+    """Chooses among distinct, ranked (:func:`rank`) windows; what several choices need is computed once.
+
+    Quantiles are `parts` strata of equal rank over all of the windows.
+    """
+
+    def __init__(self, windows: ActivatingWindows, *, parts: int, seed: int) -> None:
+        self._windows, self._parts = windows, parts
+        self._sizes = spread(len(windows), parts)
+        self._keys = hash64(seed_of("choice", seed), windows.start)
+        self._quantile = np.repeat(np.arange(parts, dtype=np.int16), self._sizes)
+
+    def take(self, count: int, how: Sampling = "quantiles", *, ratio_top: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+        """Return `count` rows (all where there are fewer), strongest first, and the int16 quantile of each, 0 the strongest.
+
+        A greater count gives the same rows and more (except under ``mix``).
+        """
+        num = len(self._windows)
+        count = min(count, num)
+        if how == "top":
+            taken = np.arange(count)
+        elif how == "random":
+            taken = np.argsort(self._keys, kind="stable")[:count]
+        elif how == "importance":
+            taken = _weighted(self._windows.strength.astype(np.float64), self._keys, count)
+        elif how == "mix":
+            num_top = round(ratio_top * count)
+            below = _stratified(self._keys[num_top:], spread(num - num_top, self._parts))
+            taken = np.append(np.arange(num_top), num_top + _first_of(below, count - num_top, self._parts))
+        else:
+            taken = _first_of(self._strata, count, self._parts)
+        taken = np.sort(taken)
+        return taken, self._quantile[taken]
+
+    @cached_property
+    def _strata(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        return _stratified(self._keys, self._sizes)
+
+
 def choose(
     windows: ActivatingWindows, count: int, *, parts: int, seed: int, how: Sampling = "quantiles", ratio_top: float = 0.0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return `count` rows (all where there are fewer), strongest first, and the int16 quantile of each, 0 the strongest.
-
-    `windows` are distinct and ranked (:func:`rank`). Quantiles are `parts` strata of equal rank over all of `windows`. A
-    greater count gives the same rows and more (except under ``mix``).
-    """
-    num = len(windows)
-    count = min(count, num)
-    quantile = np.repeat(np.arange(parts, dtype=np.int16), spread(num, parts))
-    keys = hash64(seed_of("choice", seed), windows.start)
-    if how == "top":
-        taken = np.arange(count)
-    elif how == "random":
-        taken = np.argsort(keys, kind="stable")[:count]
-    elif how == "importance":
-        taken = _weighted(windows.strength.astype(np.float64), keys, count)
-    else:
-        num_top = round(ratio_top * count) if how == "mix" else 0
-        taken = np.append(np.arange(num_top), num_top + _stratified(keys[num_top:], count - num_top, parts))
-    taken = np.sort(taken)
-    return taken, quantile[taken]
+    """Return what :meth:`Choice.take` does, for a single choice."""
+    return Choice(windows, parts=parts, seed=seed).take(count, how, ratio_top=ratio_top)
 
 
-def _stratified(keys: np.ndarray, count: int, parts: int) -> np.ndarray:
-    """Return `count` places of a ranking, an equal share from each of `parts` equal runs, by smallest key within the run."""
-    sizes = spread(len(keys), parts)
-    run = np.repeat(np.arange(parts), sizes)
+def _stratified(keys: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the places of a ranking, in runs of `sizes` and by smallest key within each; then the run and the number in it."""
+    run = np.repeat(np.arange(len(sizes)), sizes)
     order = np.argsort((run.astype(np.uint64) << np.uint64(48)) | (keys >> np.uint64(16)), kind="stable")
-    within = np.arange(len(keys)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    return order, run, np.arange(len(keys)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+
+
+def _first_of(strata: tuple[np.ndarray, np.ndarray, np.ndarray], count: int, parts: int) -> np.ndarray:
+    """Return `count` of the places, an equal share from each of `parts` runs."""
+    order, run, within = strata
     return np.asarray(order[within < spread(count, parts)[run]])
 
 

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from autointerp.digest import digest, hash64, seed_of
 from autointerp.errors import ConfigError, InputError, StoreError, nearest
 from autointerp.examples.negatives import NEGATIVES, SilentWindows, check_negatives, probe
 from autointerp.examples.pools import EXPLAIN, MIN_EXPLAIN, MIN_SCORE, SCORE, LatentPools, choose_unit
-from autointerp.examples.sampling import Sampling, choose, rank
+from autointerp.examples.sampling import Choice, Sampling, rank
 from autointerp.examples.windows import (
     ActivatingWindows,
     CoderActivations,
@@ -169,10 +170,9 @@ class Selector:
             strongest=partial(self._strongest, fired, seed),
             similar=self._similar,
         )
-        status = self._status(fired, explain, score, to_score)
-        cut = _Cut(self.store.tokens, self.grid, fired, reader)
+        status, random = self._status(fired, explain, score, to_score)
         if status == "ok":
-            blocks = self._choose(cut, explain, score, to_score, replace(to_score, pool=EXPLAIN), seed)
+            blocks = self._choose(fired, explain, score, to_score, replace(to_score, pool=EXPLAIN), random, reader, seed)
         else:
             names = ("explain", "explain_statistics", "explain_negatives", "positives", "negatives")
             blocks = dict.fromkeys(names, Examples.empty(config.window))
@@ -195,35 +195,42 @@ class Selector:
 
     def _choose(
         self,
-        cut: _Cut,
+        fired: _Fired,
         explain: ActivatingWindows,
         score: ActivatingWindows,
         to_score: SilentWindows,
         to_explain: SilentWindows,
+        random: np.ndarray,
+        reader: CoderActivations,
         seed: int,
     ) -> dict[str, Examples]:
-        config, parts, nothing = self.config, self.config.quantiles, np.zeros(0, np.int64)
-        shown = choose(
-            explain, config.num_explain, parts=parts, seed=seed, how=config.explain_sampling, ratio_top=config.ratio_top
-        )
-        counted = choose(explain, config.num_statistics, parts=parts, seed=seed)
-        judged = choose(score, config.num_positives, parts=parts, seed=seed)
+        config, nothing = self.config, np.zeros(0, np.int64)
+        choice = Choice(explain, parts=config.quantiles, seed=seed)
+        shown = choice.take(config.num_explain, config.explain_sampling, ratio_top=config.ratio_top)
+        counted = choice.take(config.num_statistics)
+        judged = Choice(score, parts=config.quantiles, seed=seed).take(config.num_positives)
         quiet = to_explain.first(probe(to_explain, "statistics"), config.num_statistics, taken=nothing)
         contrast = to_explain.first(probe(to_explain, "explain"), config.num_explain_negatives, taken=nothing)
         taken, labels, lenders = nothing, [], []
         for name in config.negatives:
             source, windows = NEGATIVES[name], replace(to_score, lenders={})
-            rows = windows.first(source.draw(windows), config.num_negatives, taken=taken)
+            if name == "random" and not len(taken):
+                rows = random[: config.num_negatives]
+            else:
+                rows = windows.first(source.draw(windows), config.num_negatives, taken=taken)
             taken = np.concatenate([taken, rows])
             labels += [source.label] * len(rows)
             lenders += [windows.lenders.get(row) for row in rows.tolist()]
-        return {
-            "explain": cut.positives(explain, *shown),
-            "explain_statistics": cut.positives(explain, *counted).joined(cut.negatives(quiet, ["random"] * len(quiet))),
-            "explain_negatives": cut.negatives(contrast, ["random"] * len(contrast)),
-            "positives": cut.positives(score, *judged),
-            "negatives": cut.negatives(taken, labels, lenders),
-        }
+        cut = _Cut(self.store.tokens, self.grid, fired)
+        cut.positives("explain", explain, *shown)
+        cut.positives("explain_statistics", explain, *counted)
+        cut.negatives("explain_statistics", quiet, ["random"] * len(quiet))
+        cut.negatives("explain_negatives", contrast, ["random"] * len(contrast))
+        cut.positives("positives", score, *judged)
+        cut.negatives("negatives", taken, labels)
+        blocks = cut.examples()
+        _lend(blocks["negatives"], lenders, reader)
+        return blocks
 
     def _reader(self, name: str) -> tuple[CoderActivations, str]:
         with self._lock:
@@ -289,53 +296,71 @@ class Selector:
         ids, back = np.unique(self.store.tokens[fired.positions[at]], return_inverse=True)
         return int(ids[np.argmax(np.bincount(back, weights=np.abs(fired.values[at])))])
 
-    def _status(self, fired: _Fired, explain: ActivatingWindows, score: ActivatingWindows, silent: SilentWindows) -> Status:
+    def _status(
+        self, fired: _Fired, explain: ActivatingWindows, score: ActivatingWindows, silent: SilentWindows
+    ) -> tuple[Status, np.ndarray]:
+        """Return the status and, where that is ok, the first random negatives to score: as many as are wanted, if there are."""
+        nothing = np.zeros(0, np.int64)
         if fired.pools.num_distinct < self.config.min_examples or len(score) < MIN_SCORE or len(explain) < MIN_EXPLAIN:
-            return "too_few_examples"
+            return "too_few_examples", nothing
         if len(fired.fires) - np.count_nonzero(fired.fires) < self.config.min_silent:
-            return "too_dense"
+            return "too_dense", nothing
         # As with positives: a handful of negatives would give a score that says nothing.
-        found = silent.first(probe(silent, "random"), MIN_SCORE, taken=np.zeros(0, np.int64))
-        return "ok" if len(found) == MIN_SCORE else "too_dense"
+        found = silent.first(probe(silent, "random"), max(MIN_SCORE, self.config.num_negatives), taken=nothing)
+        return ("ok" if len(found) >= MIN_SCORE else "too_dense"), found
 
 
-@dataclass(frozen=True)
 class _Cut:
-    """Cuts blocks of examples for one latent."""
+    """Cuts the blocks of examples of one latent, all at once."""
 
-    tokens: np.ndarray
-    grid: WindowGrid
-    fired: _Fired
-    reader: CoderActivations
+    def __init__(self, tokens: np.ndarray, grid: WindowGrid, fired: _Fired) -> None:
+        self._tokens, self._grid, self._fired = tokens, grid, fired
+        self._pieces: list[tuple[str, np.ndarray, np.ndarray, np.ndarray, np.ndarray, Sequence[str]]] = []
 
-    def positives(self, windows: ActivatingWindows, rows: np.ndarray, quantiles: np.ndarray) -> Examples:
-        chosen = windows.take(rows)
-        return self._block(chosen.start, chosen.length, chosen.document, quantiles, ["positive"] * len(chosen))
+    def positives(self, block: str, windows: ActivatingWindows, rows: np.ndarray, quantiles: np.ndarray) -> None:
+        """Append activating windows to a block."""
+        start, length, document = windows.start[rows], windows.length[rows], windows.document[rows]
+        self._pieces.append((block, start, length, document, quantiles, ["positive"] * len(rows)))
 
-    def negatives(self, rows: np.ndarray, labels: Sequence[str], lenders: Sequence[int | None] = ()) -> Examples:
-        """Return silent windows; those that another latent lent keep its activations."""
-        grid = self.grid
-        block = self._block(grid.start[rows], grid.length[rows], grid.document[rows], np.full(len(rows), -1, np.int16), labels)
-        lender_of = np.array([-1 if lender is None else lender for lender in lenders], np.int64)
-        for lender in np.unique(lender_of[lender_of >= 0]).tolist():
-            at = np.flatnonzero(lender_of == lender)
-            start, length = grid.start[rows[at]], grid.length[rows[at]]
-            block.activations[at] = cut_activations(*self.reader.activations(lender), start, length, width=grid.window)
-        return block
+    def negatives(self, block: str, rows: np.ndarray, labels: Sequence[str]) -> None:
+        """Append windows of the grid to a block."""
+        grid = self._grid
+        quantiles = np.full(len(rows), -1, np.int16)
+        self._pieces.append((block, grid.start[rows], grid.length[rows], grid.document[rows], quantiles, labels))
 
-    def _block(
-        self, start: np.ndarray, length: np.ndarray, document: np.ndarray, quantiles: np.ndarray, sources: Sequence[str]
-    ) -> Examples:
-        width = self.grid.window
-        return Examples(
-            tokens=cut_tokens(self.tokens, start, length, width=width),
-            activations=cut_activations(self.fired.positions, self.fired.values, start, length, width=width),
-            lengths=length.astype(np.int32),
-            positions=start,
-            documents=document,
-            quantiles=quantiles,
-            sources=tuple(sources),
-        )
+    def examples(self) -> dict[str, Examples]:
+        """Return the blocks; the pieces of one follow each other."""
+        names = [piece[0] for piece in self._pieces]
+        start, length, document, quantiles = (np.concatenate(column) for column in list(zip(*self._pieces, strict=True))[1:5])
+        width, fired = self._grid.window, self._fired
+        tokens = cut_tokens(self._tokens, start, length, width=width)
+        activations = cut_activations(fired.positions, fired.values, start, length, width=width)
+        length = length.astype(np.int32)
+        blocks, low = {}, 0
+        for name in dict.fromkeys(names):
+            sources = tuple(chain.from_iterable(piece[5] for piece in self._pieces if piece[0] == name))
+            # Copies: who keeps one block must not keep all of them in memory.
+            rows = slice(low, low + len(sources))
+            blocks[name] = Examples(
+                tokens=tokens[rows].copy(),
+                activations=activations[rows].copy(),
+                lengths=length[rows].copy(),
+                positions=start[rows].copy(),
+                documents=document[rows].copy(),
+                quantiles=quantiles[rows].copy(),
+                sources=sources,
+            )
+            low = rows.stop
+        return blocks
+
+
+def _lend(negatives: Examples, lenders: Sequence[int | None], reader: CoderActivations) -> None:
+    """Give silent windows that another latent lent its activations there."""
+    lender_of = np.array([-1 if lender is None else lender for lender in lenders], np.int64)
+    for lender in np.unique(lender_of[lender_of >= 0]).tolist():
+        at = np.flatnonzero(lender_of == lender)
+        start, length, width = negatives.positions[at], negatives.lengths[at], negatives.tokens.shape[1]
+        negatives.activations[at] = cut_activations(*reader.activations(lender), start, length, width=width)
 
 
 def _ranked(fired: _Fired, pool: int, *, seed: int) -> ActivatingWindows:
@@ -343,6 +368,9 @@ def _ranked(fired: _Fired, pool: int, *, seed: int) -> ActivatingWindows:
     active, repeated = fired.active, fired.pools.is_repeated
     mine = fired.pools.active_pool == pool
     rows = np.flatnonzero(mine & repeated)
+    if not len(rows):
+        chosen = active.take(np.flatnonzero(mine))
+        return chosen.take(rank(chosen, seed=seed))
     order = np.lexsort((hash64(seed_of("duplicates", seed), active.start[rows]), active.text[rows]))
     _, first = np.unique(active.text[rows][order], return_index=True)
     chosen = active.take(np.sort(np.concatenate([np.flatnonzero(mine & ~repeated), rows[order[first]]])))

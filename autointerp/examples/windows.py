@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,9 +20,10 @@ from autointerp.protocols import Vocabulary
 from autointerp.records import NeighbourKind
 
 _SPACE, _DIGITS, _SPACED_DIGITS = (np.uint64((1 << 32) + i) for i in range(3))
-_RANK_BITS = np.uint64(20)
 _TEXT_SEED = seed_of("normalised text")
+_PLACE_SEED = seed_of("place in a normalised text")
 _BLOCK_TOKENS = 1 << 19
+_BLOCK_BITS = 4
 
 
 class Segments(Protocol):
@@ -120,9 +122,20 @@ class WindowGrid:
         """Return the window that holds each position, -1 where none does (the tail of a segment may be too short for one)."""
         if len(self) == 0:
             return np.full(len(positions), -1, np.int64)
-        index = np.searchsorted(self.start, positions, side="right") - 1
+        # From the window that holds the start of the position's block, a step or two, in place of a binary search.
+        index = self.window_of_block[np.minimum(positions >> _BLOCK_BITS, len(self.window_of_block) - 1)]
+        last = len(self) - 1
+        while len(late := np.flatnonzero((index < last) & (self.start[np.minimum(index + 1, last)] <= positions))):
+            index[late] += 1
         inside = (index >= 0) & (positions < self.start[index] + self.length[index])
         return np.where(inside, index, -1)
+
+    @cached_property
+    def window_of_block(self) -> np.ndarray:
+        """int64, the last window that starts at or before each multiple of 16, -1 where none does."""
+        last = int(self.start[-1]) if len(self) else 0
+        blocks = np.arange(0, last + (1 << _BLOCK_BITS), 1 << _BLOCK_BITS)
+        return np.asarray(np.searchsorted(self.start, blocks, side="right") - 1)
 
 
 def build_grid(corpus: Corpus, *, window: int, min_window: int) -> WindowGrid:
@@ -171,11 +184,17 @@ def ragged(starts: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 def cut_tokens(tokens: np.ndarray, start: np.ndarray, length: np.ndarray, *, width: int) -> np.ndarray:
     """Return uint32 [E, width] cut from the flat tokens; 0 at and beyond each length."""
-    block = np.zeros((len(start), width), np.uint32)
-    column = np.arange(width)
-    valid = column < np.asarray(length)[:, None]
-    block[valid] = tokens[(np.asarray(start)[:, None] + column)[valid]]
-    return block
+    start, length = np.asarray(start), np.asarray(length)
+    if len(tokens) < width:
+        tokens = np.append(tokens, np.zeros(width - len(tokens), tokens.dtype))
+    last = len(tokens) - width
+    block = np.lib.stride_tricks.sliding_window_view(tokens, width)[np.minimum(start, last)].astype(np.uint32, copy=False)
+    for row in np.flatnonzero(start > last).tolist():
+        block[row, : length[row]] = tokens[start[row] : start[row] + length[row]]
+    short = np.flatnonzero(length < width)
+    if len(short):
+        block[short] *= np.arange(width) < length[short, None]
+    return np.asarray(block)
 
 
 def cut_activations(
@@ -199,8 +218,8 @@ def token_classes(vocabulary: Vocabulary, counts: np.ndarray) -> np.ndarray:
     occurs; those that do not are not looked up, nor those the vocabulary lacks.
     """
     classes = np.arange(len(counts), dtype=np.uint64)
-    for token in np.flatnonzero(counts[: len(vocabulary)]):
-        text = vocabulary.text(np.array([token], dtype=np.uint32))
+    ids = np.flatnonzero(counts[: len(vocabulary)])
+    for token, text in zip(ids.tolist(), _single_texts(vocabulary, ids), strict=True):
         if text.isspace():
             classes[token] = _SPACE
         elif text.isdecimal():
@@ -210,28 +229,59 @@ def token_classes(vocabulary: Vocabulary, counts: np.ndarray) -> np.ndarray:
     return classes
 
 
+def _single_texts(vocabulary: Vocabulary, ids: np.ndarray) -> list[str]:
+    """Return the text of each token alone."""
+    # One call for all, with a plain token after each: one whose bytes end inside a character shows there, and is asked alone.
+    between = next((token for token in ids if (text := vocabulary.text(np.array([token]))) and text.isascii()), None)
+    if between is None:
+        return [vocabulary.text(ids[i : i + 1]) for i in range(len(ids))]
+    woven = np.full(2 * len(ids), between)
+    woven[::2] = ids
+    pieces, plain = vocabulary.pieces(woven), vocabulary.text(np.array([between]))
+    return [pieces[2 * i] if pieces[2 * i + 1] == plain else vocabulary.text(ids[i : i + 1]) for i in range(len(ids))]
+
+
 def text_hashes(tokens: np.ndarray, lengths: np.ndarray, *, classes: np.ndarray) -> np.ndarray:
     """Return the uint64 [E] hash of each row's normalised text: codes in order, runs of whitespace and of digits as one."""
-    code = classes[tokens]
-    keep = np.arange(tokens.shape[1]) < np.asarray(lengths)[:, None]
-    here, before = code[:, 1:], code[:, :-1]
-    repeats = (here == _SPACE) & (before == _SPACE)
-    repeats |= (here == _DIGITS) & ((before == _DIGITS) | (before == _SPACED_DIGITS))
-    keep[:, 1:] &= ~repeats
-    rank = np.cumsum(keep, axis=1, dtype=np.uint64)
-    terms = hash64(_TEXT_SEED, (code << _RANK_BITS) | rank)
+    codes = hash64(_TEXT_SEED, classes)
+    return _text_hashes(tokens, lengths, codes=codes, kinds=_kinds(classes))
+
+
+def _kinds(classes: np.ndarray) -> np.ndarray:
+    """Return the uint8 [vocabulary] kind of each token: a bit for whitespace, digits, digits after whitespace, else 0."""
+    return np.asarray(sum((classes == code).astype(np.uint8) << i for i, code in enumerate((_SPACE, _DIGITS, _SPACED_DIGITS))))
+
+
+def _text_hashes(tokens: np.ndarray, lengths: np.ndarray, *, codes: np.ndarray, kinds: np.ndarray) -> np.ndarray:
+    # The sum over kept tokens of a random number of the code times a random odd number of its place among them, modulo 2^64.
+    num_rows, width = tokens.shape
+    places = hash64(_PLACE_SEED, np.arange(width)) | np.uint64(1)
+    kind = kinds[tokens]
+    here, before = kind[:, 1:], kind[:, :-1]
+    # Whitespace after whitespace, digits after digits or after digits that follow whitespace.
+    repeats = (here & before & 3) | ((here & 2) & ((before & 4) >> 1))
+    is_plain = (np.asarray(lengths) == width) & ~repeats.any(axis=1)
+    hashes = np.empty(num_rows, np.uint64)
+    hashes[is_plain] = codes[tokens[is_plain]] @ places
+    rest = np.flatnonzero(~is_plain)
+    keep = np.arange(width) < np.asarray(lengths)[rest, None]
+    keep[:, 1:] &= repeats[rest] == 0
+    place = np.maximum(np.cumsum(keep, axis=1) - 1, 0)
+    terms = codes[tokens[rest]] * places[place]
     terms[~keep] = 0
-    return np.asarray(terms.sum(axis=1, dtype=np.uint64))
+    hashes[rest] = terms.sum(axis=1, dtype=np.uint64)
+    return hashes
 
 
 def _hash_all(tokens: np.ndarray, start: np.ndarray, length: np.ndarray, *, width: int, classes: np.ndarray) -> np.ndarray:
     # In blocks: the intermediate arrays hold several 64-bit words per token.
     result = np.empty(len(start), np.uint64)
+    codes, kinds = hash64(_TEXT_SEED, classes), _kinds(classes)
     step = max(1, _BLOCK_TOKENS // width)
     for low in range(0, len(start), step):
         rows = slice(low, low + step)
         block = cut_tokens(tokens, start[rows], length[rows], width=width)
-        result[rows] = text_hashes(block, length[rows], classes=classes)
+        result[rows] = _text_hashes(block, length[rows], codes=codes, kinds=kinds)
     return result
 
 

@@ -16,8 +16,9 @@ from autointerp.errors import InputError
 SCHEMA_VERSION = 1
 """Number of the store's layout; readers refuse larger ones."""
 
-ROW_GROUP_ROWS = 1 << 16
-"""Activations in one row group: what one random access decodes at least."""
+ROW_GROUP_ROWS = 1 << 14
+"""Activations in one row group: what one random access decodes at least. By measurement: 0.2 ms, and 1.0 ms for four times as
+many, which would take 0.2% less disk."""
 PART_ROWS = 1 << 26
 """Activations in one part, unless a single latent has more."""
 

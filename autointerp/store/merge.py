@@ -27,7 +27,7 @@ from autointerp.store.parquet import (
     parquet_sink,
     write_table,
 )
-from autointerp.store.runs import Run, RunFile, check_rows
+from autointerp.store.runs import Run, RunFile, check_rows, sort_by_key
 
 BYTES_PER_MERGED = 128
 """Memory per activation of a range while it is merged."""
@@ -107,18 +107,16 @@ class SpilledCoder:
             relative = (latents - np.uint32(low)).astype(np.uint64)
             keys.append(relative << self._position_bits | (positions + np.uint64(file.start)))
             values.append(some.astype(self.dtype))
-        key = np.concatenate(keys)
-        del keys
-        # Stable sorting of sorted pieces is merging them.
-        order = np.argsort(key, kind="stable")
-        key = key[order]
+        key, merged = np.concatenate(keys), np.concatenate(values)
+        del keys, values
+        key, merged = sort_by_key(key, merged, key_bits=int(self._position_bits) + (high - low).bit_length())
         if (key[1:] == key[:-1]).any():
             raise StoreError(
                 f"{files[0].path.parent} has two values of one latent at one position; the caching job gave one twice"
             )
         latents = (key >> self._position_bits).astype(np.int64)
         positions = (key & ((np.uint64(1) << self._position_bits) - np.uint64(1))).astype(np.int64)
-        return latents, positions, np.concatenate(values)[order]
+        return latents, positions, merged
 
 
 def _read(file: _Spilled, low: int, high: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -27,7 +27,6 @@ MAX_RUN_TOKENS = 1 << 20
 """No run has more tokens, so that a killed job loses little."""
 MIN_BUFFER_ROWS = 1 << 10
 _ROW_GROUP_ROWS = 1 << 14
-_LOW = np.uint64(0xFFFFFFFF)
 _FLOAT16_MIN, _FLOAT16_MAX = 2.0**-14, 65504.0
 
 
@@ -90,11 +89,30 @@ def fits_float16(values: np.ndarray) -> bool:
     return not len(size) or bool(size.min() >= _FLOAT16_MIN and size.max() <= _FLOAT16_MAX)
 
 
+def sort_by_key(keys: np.ndarray, values: np.ndarray, *, key_bits: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return uint64 keys below ``2 ** key_bits`` in ascending order, and their values.
+
+    A float16 rides along in the low bits where there is room: sorting integers is several times faster than ordering them.
+    """
+    if values.dtype == np.float16 and key_bits + 16 <= 64:
+        packed = keys << np.uint64(16)
+        packed |= values.view(np.uint16)
+        packed.sort()
+        values = packed.astype(np.uint16).view(np.float16)
+        packed >>= np.uint64(16)
+        return packed, values
+    # Stable sorting of sorted pieces is merging them.
+    order = np.argsort(keys, kind="stable")
+    return keys[order], values[order]
+
+
 class RunBuffer:
     """Activations of the run in progress; spills a coder's sorted file whenever the budget is reached."""
 
-    def __init__(self, path: Path, widths: Mapping[str, int], *, max_rows: int) -> None:
+    def __init__(self, path: Path, widths: Mapping[str, int], *, max_rows: int, run_positions: int) -> None:
+        """`run_positions`: positions that a run has at most."""
         self._path = path
+        self._position_bits = run_positions.bit_length()
         self._widths = dict(widths)
         self._max_rows = max_rows
         self._start()
@@ -126,7 +144,7 @@ class RunBuffer:
                 f"coder {coder!r} gave the activation {values[at]} for latent {latents[at]}; only finite values can be stored: "
                 "check the coder's dtype and the subject's activations"
             )
-        keys = latents.astype(np.uint64) << np.uint64(32) | positions.astype(np.uint64)
+        keys = latents.astype(np.uint64) << np.uint64(self._position_bits) | positions.astype(np.uint64)
         if not values.all():
             keys, values = keys[values != 0], values[values != 0]
         self._keys[coder].append(keys)
@@ -151,26 +169,24 @@ class RunBuffer:
         values = np.concatenate(self._values[coder])
         self._values[coder] = []
         self._rows[coder] = 0
-        order = np.argsort(keys)
         dtype = np.dtype(np.float16 if fits_float16(values) else np.float32)
+        keys, values = sort_by_key(keys, values.astype(dtype), key_bits=self._position_bits + self._widths[coder].bit_length())
+        if (keys[1:] == keys[:-1]).any():
+            raise InputError(f"coder {coder!r} gave two activations of one latent at one position; expected one")
+        position_bits, position_mask = np.uint64(self._position_bits), np.uint64((1 << self._position_bits) - 1)
         name = f"run-{run:05d}-{len(self._files[coder]):03d}.parquet"
         with parquet_sink(
             self._path / run_folder(coder) / name, run_schema(dtype), encoding=ACTIVATION_ENCODING, with_digest=False
         ) as sink:
-            last = None
-            for start in range(0, len(order), _ROW_GROUP_ROWS):
-                rows = order[start : start + _ROW_GROUP_ROWS]
-                sorted_keys = keys[rows]
-                if (sorted_keys[1:] == sorted_keys[:-1]).any() or sorted_keys[0] == last:
-                    raise InputError(f"coder {coder!r} gave two activations of one latent at one position; expected one")
-                last = sorted_keys[-1]
+            for start in range(0, len(keys), _ROW_GROUP_ROWS):
+                rows = slice(start, start + _ROW_GROUP_ROWS)
                 columns = [
-                    pa.array((sorted_keys >> np.uint64(32)).astype(np.uint32)),
-                    pa.array((sorted_keys & _LOW).astype(np.uint32)),
-                    pa.array(values[rows].astype(dtype)),
+                    pa.array((keys[rows] >> position_bits).astype(np.uint32)),
+                    pa.array((keys[rows] & position_mask).astype(np.uint32)),
+                    pa.array(values[rows]),
                 ]
                 sink.add(pa.Table.from_arrays(columns, schema=sink.schema))
-        self._files[coder].append(RunFile(name=name, num_rows=len(order), dtype=dtype.name))
+        self._files[coder].append(RunFile(name=name, num_rows=len(keys), dtype=dtype.name))
 
 
 def run_schema(dtype: np.dtype[Any]) -> pa.Schema:

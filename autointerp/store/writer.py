@@ -70,7 +70,12 @@ class StoreWriter:
         self._run = 0
         self._document_schema = documents_schema(state.document_columns)
         widths = {name: record.width for name, record in state.coders.items()}
-        self._buffer = RunBuffer(path, widths, max_rows=buffer_rows(state.memory_budget_bytes))
+        self._buffer = RunBuffer(
+            path,
+            widths,
+            max_rows=buffer_rows(state.memory_budget_bytes),
+            run_positions=state.contexts_per_run * state.made_from.ctx_len,
+        )
         self._replay = Replay(self._stored_parts())
         self._start_run()
 

@@ -7,6 +7,7 @@ from torch.utils._pytree import tree_leaves
 
 from autointerp.coders.activations import Gated, GroupMax, JumpRelu, MatchingPursuit, Relu, TopK
 from autointerp.coders.coder import _LATENTS_PER_CHUNK, Coder, CoderSpec
+from autointerp.coders.top_of_rows import BLOCK_ROWS, SLICE
 
 WIDTH, D, TOKENS, K, ROWS = 20_000, 2, 200, 8, 20
 
@@ -60,7 +61,8 @@ def test_the_largest_tensor_is_a_chunk(monkeypatch, activation):
     assert whole.num_elements == TOKENS * WIDTH, "the watch sees a dense array"
     with Largest() as seen:
         acts = coder.encode(x)
-    assert len(acts) > 0 and seen.num_elements <= max(ROWS * latents, 2 * len(acts), WIDTH * D)
+    chunk = BLOCK_ROWS * SLICE if activation == TopK(K) else ROWS * latents
+    assert len(acts) > 0 and seen.num_elements <= max(chunk, 2 * len(acts), WIDTH * D)
     with Largest() as decoded:
         coder.decode(acts, x)
     assert decoded.num_elements <= max(len(acts) * D, ROWS * latents)

@@ -25,6 +25,7 @@ from autointerp.store import (
 )
 from autointerp.store.latents import summarise, summarise_stream
 from autointerp.store.merge import cut
+from autointerp.store.runs import sort_by_key
 
 CTX_LEN = 16
 IDENTITY = Identity(ctx_len=CTX_LEN, subject_digest="sha256:subject", packing="fill")
@@ -478,3 +479,14 @@ def test_disk_plan(tmp_path):
     check_disk(tmp_path / "not" / "yet", plan_disk(1000, {"a": 2}))
     with pytest.raises(ResourceError, match=r"takes about .* TB at its peak"):
         check_disk(tmp_path, plan_disk(10**12, {"a": 1000}))
+
+
+@pytest.mark.parametrize(("dtype", "key_bits"), [(np.float16, 48), (np.float16, 49), (np.float32, 40)])
+def test_sorting_by_key_keeps_every_value_with_its_key(dtype, key_bits):
+    rng = np.random.default_rng(5)
+    keys = rng.permutation(np.append(rng.choice(1 << 30, 999, replace=False), (1 << key_bits) - 1)).astype(np.uint64)
+    values = rng.normal(size=1000).astype(dtype)
+    before = dict(zip(keys.tolist(), values.tolist(), strict=True))
+    found, moved = sort_by_key(keys, values, key_bits=key_bits)
+    assert moved.dtype == dtype and found.tolist() == sorted(before)
+    assert dict(zip(found.tolist(), moved.tolist(), strict=True)) == before

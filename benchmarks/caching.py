@@ -1,0 +1,334 @@
+"""CPU time, memory and disk of caching: a plain forward pass, forward and encode, the floor, this package, and delphi 0.1.3.
+
+All of them run the same random GPT-NeoX weights, the same sparse coder and the same tokens (i.i.d. Zipf), each in a fresh
+process, in one environment that has both packages (``--python``). Seconds are user + system CPU time of one thread, from the
+moment model and coder are loaded until everything is on disk. Rounds are interleaved, ratios are taken within a round and
+their median is reported, so that a busy machine does little harm.
+
+The other environment, made once::
+
+    python -m venv ENV; ENV/bin/pip install torch==2.13.0 "transformers==4.57.6" "huggingface_hub<1" eai-sparsify==1.3.3
+    ENV/bin/pip install eai-delphi==0.1.3 --no-deps
+    ENV/bin/pip install faiss-cpu jaxtyping beartype aiofiles asyncer flask sentence_transformers datasets orjson pydantic
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+CTX_LEN, BATCH, K, VOCABULARY, SPLITS = 256, 8, 32, 50304, 5
+GROWTH_BUDGET = "256MB"
+"""So small that the fewest tokens spill several runs already."""
+KINDS = ("forward", "encode", "floor", "ours", "delphi")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model, a coder on it and how much is cached."""
+
+    layers: int
+    d_model: int
+    hook: str
+    width: int
+    tokens: int
+
+
+CASES = {
+    "small-16k": Case(2, 128, "layers.1", 16384, 98304),
+    "big-16k": Case(6, 512, "layers.3", 16384, 16384),
+    "big-65k": Case(6, 512, "layers.3", 65536, 8192),
+}
+
+
+# What the children run ------------------------------------------------------------------------------------------------
+
+
+def load_inputs(folder: Path, tokens: int) -> tuple[Any, dict[str, Any], Any]:
+    """Return model, coder tensors and int64 [sequences, 256] token ids."""
+    import numpy as np
+    import torch
+    from safetensors.torch import load_file
+    from transformers import AutoModel
+
+    model = AutoModel.from_pretrained(folder / "model", dtype=torch.float32).eval()
+    ids = torch.from_numpy(np.load(folder / "tokens.npy")[: tokens // CTX_LEN].astype("int64"))
+    return model, load_file(next((folder / "coder").glob("*/sae.safetensors"))), ids
+
+
+def reference(folder: Path, tokens: int, out: Path, kind: str) -> Iterator[None]:
+    """Forward, forward and encode with torch's own topk, or that and a compact store of numpy arrays."""
+    import numpy as np
+    import torch
+
+    model, coder, ids = load_inputs(folder, tokens)
+    hook = next((folder / "coder").iterdir()).name
+    seen: dict[str, Any] = {}
+
+    def keep(_module: Any, _args: Any, output: Any) -> None:
+        seen["x"] = output[0] if isinstance(output, tuple) else output
+
+    if kind != "forward":
+        model.get_submodule(hook).register_forward_hook(keep)
+    kept = []
+    yield
+    with torch.no_grad():
+        for start in range(0, len(ids), BATCH):
+            model(ids[start : start + BATCH])
+            if kind == "forward":
+                continue
+            x = seen["x"].flatten(0, 1) - coder["b_dec"]
+            pre = torch.nn.functional.linear(x, coder["encoder.weight"], coder["encoder.bias"]).relu()
+            values, latents = pre.topk(K, dim=1, sorted=False)
+            if kind == "floor":
+                positions = torch.arange(start * CTX_LEN, start * CTX_LEN + len(x), dtype=torch.int32)
+                positive = values > 0
+                kept.append((latents[positive].int(), positions[:, None].expand_as(latents)[positive], values[positive].half()))
+    if kind == "floor":
+        latents, positions, values = (torch.cat(column).numpy() for column in zip(*kept, strict=True))
+        order = np.argsort(latents, kind="stable")
+        np.save(out / "positions.npy", positions[order])
+        np.save(out / "values.npy", values[order])
+        np.save(out / "starts.npy", np.cumsum(np.bincount(latents)))
+
+
+def ours(folder: Path, tokens: int, out: Path, kind: str) -> Iterator[None]:
+    """The ``cache`` job, from the text on."""
+    from autointerp.jobs import cache as job
+    from autointerp.jobs.signals import StopFlag
+
+    hook = next((folder / "coder").iterdir()).name
+    config = job.CacheConfig.parse(
+        {
+            "subject": str(folder / "model"),
+            "corpus": {"source": str(folder / "corpus.jsonl"), "num_tokens": tokens, "ctx_len": CTX_LEN},
+            "coders": [{"name": "sae", "source": str(folder / "coder" / hook)}],
+            "out": str(out),
+            "batch_tokens": BATCH * CTX_LEN,
+            "memory_budget": os.environ.get("BENCHMARK_BUDGET", "1GB"),
+            "progress": False,
+        },
+        where="benchmark",
+    )
+    work = job._Job(config, StopFlag())
+    yield
+    work.run()
+
+
+def delphi(folder: Path, tokens: int, out: Path, kind: str) -> Iterator[None]:
+    """delphi's cache as its own `populate_cache` runs it: run, then save_splits."""
+    from functools import partial
+
+    from delphi.latents.cache import LatentCache
+    from delphi.sparse_coders.load_sparsify import sae_dense_latents
+    from sparsify import SparseCoder
+
+    model, _, ids = load_inputs(folder, tokens)
+    hook = next((folder / "coder").iterdir()).name
+    encode = partial(sae_dense_latents, sae=SparseCoder.load_from_disk(folder / "coder" / hook))
+    yield
+    cache = LatentCache(model, {hook: encode}, batch_size=BATCH)
+    cache.run(tokens, ids)
+    cache.save_splits(n_splits=SPLITS, save_dir=out)
+
+
+RUN: dict[str, Callable[[Path, int, Path, str], Iterator[None]]] = {
+    "forward": reference, "encode": reference, "floor": reference, "ours": ours, "delphi": delphi,
+}  # fmt: skip
+
+
+def cpu_seconds() -> float:
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime
+
+
+def child(kind: str, folder: Path, tokens: int, result: Path) -> None:
+    """Run one kind in this process and write what it took."""
+    import torch
+
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory(dir=folder) as name:
+        out = Path(name)
+        steps = RUN[kind](folder, tokens, out, kind)
+        next(steps)
+        base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        cpu, wall = cpu_seconds(), time.perf_counter()
+        next(steps, None)
+        figures = {"cpu": cpu_seconds() - cpu, "wall": time.perf_counter() - wall, "base_mb": base}
+        figures["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        figures["disk"] = float(sum(file.stat().st_size for file in out.rglob("*") if file.is_file()))
+        result.write_text(json.dumps(figures))
+
+
+# What the parent does -------------------------------------------------------------------------------------------------
+
+
+def prepare(folder: Path, case: Case, tokens: int) -> None:
+    """Write model, coder, tokens and the text that our tokenizer turns into these tokens. Needs the other environment."""
+    import numpy as np
+    import torch
+    from safetensors.torch import save_file
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerFast
+
+    torch.manual_seed(0)
+    config = GPTNeoXConfig(
+        vocab_size=VOCABULARY, hidden_size=case.d_model, num_hidden_layers=case.layers, num_attention_heads=case.d_model // 64,
+        intermediate_size=4 * case.d_model, max_position_embeddings=CTX_LEN, bos_token_id=None, eos_token_id=None,
+    )  # fmt: skip
+    GPTNeoXForCausalLM(config).save_pretrained(folder / "model")
+    words = [f"w{index}" for index in range(VOCABULARY)]
+    tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="w0"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(folder / "model")
+    coder = folder / "coder" / case.hook
+    coder.mkdir(parents=True)
+    weight = torch.randn(case.width, case.d_model)
+    weight /= weight.norm(dim=1, keepdim=True)
+    tensors = {
+        "encoder.weight": weight, "encoder.bias": 0.01 * torch.randn(case.width), "W_dec": weight.clone(),
+        "b_dec": 0.01 * torch.randn(case.d_model),
+    }  # fmt: skip
+    save_file(tensors, coder / "sae.safetensors")
+    settings = {"d_in": case.d_model, "num_latents": case.width, "k": K, "expansion_factor": case.width // case.d_model}
+    (coder / "cfg.json").write_text(json.dumps(settings))
+    rank = np.arange(1, VOCABULARY + 1)
+    random = np.random.default_rng(0)
+    ids = random.choice(VOCABULARY, size=(tokens // CTX_LEN, CTX_LEN), p=(1 / rank) / (1 / rank).sum())
+    np.save(folder / "tokens.npy", ids.astype(np.uint16))
+    with (folder / "corpus.jsonl").open("w") as file:
+        for row in ids:
+            file.write(json.dumps({"text": " ".join(map(words.__getitem__, row))}) + "\n")
+
+
+class Runner:
+    """Starts children in the other environment."""
+
+    def __init__(self, python: str, folder: Path) -> None:
+        self._python, self._folder = python, folder
+        (folder / "stubs" / "vllm").mkdir(parents=True)  # delphi imports it and caching never uses it
+        (folder / "stubs" / "vllm" / "__init__.py").touch()
+        root = str(Path(__file__).parents[1])
+        threads = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "MKL", "OPENBLAS")}
+        paths = os.pathsep.join([root, str(folder / "stubs")])
+        self._settings = threads | {"PYTHONPATH": paths, "TOKENIZERS_PARALLELISM": "false"}
+
+    def _start(self, *arguments: str) -> None:
+        command = [self._python, "-m", "benchmarks.caching", *arguments]
+        done = subprocess.run(command, env=os.environ | self._settings, capture_output=True, text=True)
+        if done.returncode:
+            raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr[-3000:]}")
+
+    def prepare(self, name: str, tokens: int) -> Path:
+        folder = self._folder / name
+        folder.mkdir()
+        self._start("--prepare", name, "--folder", str(folder), "--tokens", str(tokens))
+        return folder
+
+    def run(self, kind: str, folder: Path, tokens: int) -> dict[str, float]:
+        result = folder / "result.json"
+        self._start("--child", kind, "--folder", str(folder), "--tokens", str(tokens), "--result", str(result))
+        figures: dict[str, float] = json.loads(result.read_text())
+        return figures
+
+
+def case_table(runner: Runner, name: str, rounds: int, tokens: int, kinds: tuple[str, ...]) -> list[str]:
+    """Measure one case and return its table."""
+    case = CASES[name]
+    folder = runner.prepare(name, tokens)
+    found: dict[str, list[dict[str, float]]] = {kind: [] for kind in kinds}
+    for number in range(rounds):
+        for kind in kinds:
+            found[kind].append(figures := runner.run(kind, folder, tokens))
+            print(f"{name} round {number + 1} {kind}: {figures['cpu']:.2f} CPU-s", file=sys.stderr, flush=True)
+
+    def ratio(kind: str, other: str) -> str:
+        if kind not in found or other not in found:
+            return "-"
+        values = [a["cpu"] / b["cpu"] for a, b in zip(found[kind], found[other], strict=True)]
+        return f"{statistics.median(values):.2f} ({min(values):.2f}-{max(values):.2f})"
+
+    lines = [
+        f"## {name}: {case.layers} layers, d {case.d_model}, hook {case.hook}, width {case.width}, TopK {K}, {tokens:,} tokens",
+        "",
+        "| | CPU-s (median) | tokens per CPU-s | over forward + encode | incumbent over it | peak MB (base) | bytes/activation |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for kind in kinds:
+        cpu, peak, base, disk = (
+            statistics.median(row[key] for row in found[kind]) for key in ("cpu", "peak_mb", "base_mb", "disk")
+        )
+        size = f"{disk / tokens / K:.2f}" if disk else "-"
+        lines.append(
+            f"| {kind} | {cpu:.2f} | {tokens / cpu:,.0f} | {ratio(kind, 'encode')} | {ratio('delphi', kind)} "
+            f"| {peak:.0f} ({base:.0f}) | {size} |"
+        )
+    return lines
+
+
+def growth_table(runner: Runner, sizes: list[int]) -> list[str]:
+    """Measure the growth of our peak memory on the small case."""
+    os.environ["BENCHMARK_BUDGET"] = GROWTH_BUDGET
+    folder = runner.prepare("small-16k", max(sizes))
+    peaks = []
+    for tokens in sizes:
+        peaks.append(figures := runner.run("ours", folder, tokens))
+        print(f"{tokens} tokens: {figures}", file=sys.stderr, flush=True)
+    lines = [
+        "## Peak memory of ours, small-16k",
+        "",
+        "| tokens | peak MB | base MB | CPU-s | bytes/activation |",
+        "|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {tokens:,} | {row['peak_mb']:.0f} | {row['base_mb']:.0f} | {row['cpu']:.0f} | {row['disk'] / tokens / K:.2f} |"
+        for tokens, row in zip(sizes, peaks, strict=True)
+    ]
+    return [*lines, "", f"Growth: {peaks[-1]['peak_mb'] - peaks[0]['peak_mb']:+.0f} MB."]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--python", default=sys.executable, help="python of the environment that has delphi too")
+    parser.add_argument("--cases", nargs="*", default=list(CASES), choices=CASES)
+    parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--tokens", type=int, help="in place of the case's own number")
+    parser.add_argument("--growth", nargs="+", type=int, default=[], help="tokens at which to measure our peak memory")
+    parser.add_argument("--write", action="store_true", help="leave a dated report")
+    for name in ("child", "prepare", "folder", "result"):
+        parser.add_argument(f"--{name}", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.prepare:
+        prepare(Path(args.folder), CASES[args.prepare], args.tokens)
+    elif args.child:
+        child(args.child, Path(args.folder), args.tokens, Path(args.result))
+    else:
+        from benchmarks.reporting import write_report
+
+        lines = [" ".join(__doc__.split("\n\n")[1].split())]
+        with tempfile.TemporaryDirectory() as name:
+            runner = Runner(args.python, Path(name))
+            for case in args.cases:
+                lines += ["", *case_table(runner, case, args.rounds, args.tokens or CASES[case].tokens, tuple(args.kinds))]
+        if args.growth:
+            with tempfile.TemporaryDirectory() as name:
+                lines += ["", *growth_table(Runner(args.python, Path(name)), args.growth)]
+        print("\n".join(lines))
+        if args.write:
+            print(write_report("caching", "\n".join(lines)))
+
+
+if __name__ == "__main__":
+    main()
