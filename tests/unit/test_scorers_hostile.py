@@ -29,7 +29,7 @@ SCORERS = {
     "delphi_detection": ("delphi_detection", {}),
     "delphi_fuzzing": ("delphi_fuzzing", {}),
 }
-PROMPT_READERS = {"simulation", "surprisal"}
+PROMPT_READERS = ("simulation", "surprisal")
 
 
 def test_no_llm_scorer_is_missing_here():
