@@ -17,7 +17,7 @@ TORCH_FLAGS = $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX),)
 export HF_HUB_DISABLE_TELEMETRY = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: help demo test test-unit test-browser test-vllm test-transformers4 parity lint format bench clean
+.PHONY: help demo test test-unit test-slow test-browser test-vllm test-transformers4 parity lint format bench clean
 
 help:  ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 22
@@ -33,7 +33,7 @@ $(VENV)/.demo: pyproject.toml constraints.txt
 	$(call install,$(VENV),constraints.txt,-e .)
 
 $(VENV)/.dev: pyproject.toml constraints.txt
-	$(call install,$(VENV),constraints.txt,-e '.[dev]')
+	$(call install,$(VENV),constraints.txt,-e '.[dev,embed]')
 
 # vLLM pins its own torch companions; the ones that do not match the CPU build of torch are removed again.
 $(VENV_VLLM)/.dev: pyproject.toml constraints-vllm.txt
@@ -46,9 +46,12 @@ $(VENV_TF4)/.dev: pyproject.toml constraints-transformers4.txt
 demo: $(VENV)/.demo  ## environment, install, and the whole pipeline on the bundled model
 	$(VENV)/bin/autointerp demo
 
-test: $(VENV)/.dev  ## environment, install, all tests that need neither network, GPU, vLLM nor a browser
+test: $(VENV)/.dev  ## environment, install, the tests that need neither network, GPU, vLLM nor a browser
 	$(VENV)/bin/python -m pytest tests/unit -n $(TEST_WORKERS) $(PYTEST_FLAGS)
-	$(VENV)/bin/python -m pytest tests/integration -n $(TEST_WORKERS) --dist worksteal -m "not vllm and not browser" $(PYTEST_FLAGS)
+	$(VENV)/bin/python -m pytest tests/integration -n $(TEST_WORKERS) --dist worksteal -m "not vllm and not browser and not slow" $(PYTEST_FLAGS)
+
+test-slow: $(VENV)/.dev  ## kills at many points, whole pipelines, studies: what takes half a minute or more
+	$(VENV)/bin/python -m pytest tests/integration -n $(TEST_WORKERS) --dist loadgroup -m slow $(PYTEST_FLAGS)
 
 test-unit: $(VENV)/.dev  ## only the unit tests
 	$(VENV)/bin/python -m pytest tests/unit -n $(TEST_WORKERS) $(PYTEST_FLAGS)

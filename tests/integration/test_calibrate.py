@@ -11,7 +11,7 @@ from autointerp.studies.calibration import FILE, write_calibration
 from autointerp.studies.plant import EXACT, LEVELS
 from autointerp.studies.planted import ORIGIN, ROLES, planted_in
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("calibrate")]  # one study for all of them
 
 
 @pytest.fixture(scope="module")

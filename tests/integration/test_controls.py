@@ -216,6 +216,7 @@ class TestRefusals:
             check_coder({"source": "neurons:layers.1.mlp", "subject": str(tiny_subject)})
 
 
+@pytest.mark.slow
 def test_demo_with_controls_in_one_table(tmp_path, caplog):
     said = []
     with caplog.at_level(logging.WARNING):
@@ -238,6 +239,7 @@ def test_demo_with_controls_in_one_table(tmp_path, caplog):
     assert not [r for r in caplog.records if "sae-reinit" in r.getMessage()]  # a control is not warned about
 
 
+@pytest.mark.slow
 def test_the_demo_grows_into_its_controls(tmp_path):
     cache(CacheConfig.parse(cache_settings(tmp_path / "store", 8_192)))
     before = open_store(tmp_path / "store")

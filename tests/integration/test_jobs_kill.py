@@ -11,6 +11,7 @@ HARNESS = Path(__file__).with_name("jobs_killer.py")
 CONCURRENCY = 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("offset", [0, 5])
 def test_kill_at_many_events(tmp_path, offset):
     """Every tenth of about 260 events each time; all of them when the harness is called with a step of 1."""

@@ -45,6 +45,7 @@ def call(capsys, *arguments):
     return stop.value.code, *capsys.readouterr()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_every_scorer_runs_and_every_row_says_what_it_stands_on(results, capsys):
     engine = f"hf:{bundled('model')}"
@@ -84,6 +85,7 @@ def test_every_scorer_runs_and_every_row_says_what_it_stands_on(results, capsys)
     assert code == 0 and "simulation" in out and "pools overlap" in out and "intruder" in out, err
 
 
+@pytest.mark.slow
 def test_without_an_engine_the_rest_is_listed(results, capsys):
     code, out, _ = call(
         capsys, "score", results, "--scorer", "all", "--judge", "rule", "--embedder", EMBEDDER, *FEW, "--no-control"

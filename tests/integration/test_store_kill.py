@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
+import pytest
 
 from autointerp.store import CoderRecord, Document, Identity, StoreWriter, open_store, verify_store, write_vocabulary
 
@@ -28,6 +29,7 @@ CODERS = {
 }
 
 
+@pytest.mark.slow
 def test_killed_at_every_commit_point(tmp_path):
     done = subprocess.run(
         [sys.executable, __file__, str(tmp_path)], capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}

@@ -156,6 +156,7 @@ def test_neurons_need_the_subject_and_controls_are_left_out(original, tiny_subje
 # Negatives of every source ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_scores_by_every_source_of_negatives(path, tmp_path):
     """Neighbours are made on the spot; embeddings are asked for; scores appear apart by source."""
     config = ExplainConfig(
