@@ -22,6 +22,9 @@ export TOKENIZERS_PARALLELISM = false
 help:  ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 22
 
+# In a variable, since a comma would end the argument of `call`.
+DEV = .[dev,embed]
+
 define install
 	test -x $(1)/bin/python || $(PYTHON) -m venv $(1)
 	$(1)/bin/python -m pip install $(PIP_FLAGS) $(TORCH_FLAGS) -c $(2) torch
@@ -33,7 +36,7 @@ $(VENV)/.demo: pyproject.toml constraints.txt
 	$(call install,$(VENV),constraints.txt,-e .)
 
 $(VENV)/.dev: pyproject.toml constraints.txt
-	$(call install,$(VENV),constraints.txt,-e '.[dev,embed]')
+	$(call install,$(VENV),constraints.txt,-e '$(DEV)')
 
 # vLLM pins its own torch companions; the ones that do not match the CPU build of torch are removed again.
 $(VENV_VLLM)/.dev: pyproject.toml constraints-vllm.txt
