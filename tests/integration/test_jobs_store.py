@@ -84,6 +84,21 @@ def test_meaning(results):
     assert verify(results) == [] and status(results).is_complete
 
 
+@pytest.mark.parametrize("explainer", ["single_token"])
+def test_explainers_of_the_token_alone(store, tmp_path, explainer):
+    """Latents that are one word: the explainer names it, and its rule is judged as the lexical one is."""
+    path = tmp_path / "r"
+    config = ExplainConfig(store=store, results=path, latents="0-5,21", explainer=explainer, selection=SELECTION)
+    assert explain(config, progress=False).exit_code == 0
+    explanations = load_explanations(path).set_index("latent")
+    assert explanations["status"].to_dict() == dict.fromkeys(range(6), "ok") | {21: "too_few_examples"}
+    assert explanations["text"][5].startswith("the token `") and "word5`" in explanations["text"][5]
+    assert score(ScoreConfig(results=path, options=RULE), progress=False).exit_code == 0
+    headline = summary(path).query("is_headline").set_index("scorer")["median"]
+    assert headline["detection"] > 0.95 and headline["fuzzing"] > 0.95
+    assert verify(path) == []
+
+
 def test_coverage(results):
     table = coverage(results)
     explained = table[table["method"].str.startswith("lexical")]
