@@ -84,7 +84,7 @@ def test_meaning(results):
     assert verify(results) == [] and status(results).is_complete
 
 
-@pytest.mark.parametrize("explainer", ["single_token"])
+@pytest.mark.parametrize("explainer", ["single_token", "lookup"])
 def test_explainers_of_the_token_alone(store, tmp_path, explainer):
     """Latents that are one word: the explainer names it, and its rule is judged as the lexical one is."""
     path = tmp_path / "r"

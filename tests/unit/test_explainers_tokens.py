@@ -7,6 +7,7 @@ import pytest
 from planted import ID, VOCABULARY, planted, resources, run
 
 from autointerp.errors import ConfigError
+from autointerp.explainers.lookup import Lookup, LookupConfig, outstanding, table
 from autointerp.explainers.single_token import SingleToken, SingleTokenConfig, single_token
 from autointerp.explainers.tokens import count, flat
 from autointerp.jobs.methods import build_explainer
@@ -119,14 +120,85 @@ def test_a_latent_of_several_tokens_is_not_applicable():
     assert row_of(SingleToken(), silent).status == row_of(SingleToken(), Examples.empty(4)).status == "not_applicable"
 
 
-def test_reads_only_the_explain_statistics():
+# Lookup -----------------------------------------------------------------------------------------------------------
+
+TABLE = block(
+    [(CAT, 4), (SAT, 0), (THE, 0)],
+    [(CAT, 2), (SAT, 3), (THE, 0)],
+    [(CAT, 0), (SAT, 0), (OF, 9)],
+    [(SAT, 0), (THE, 0)],
+)  # E: cat 6/3 = 2, sat 3/4, the 0, of 9/1; the mean over active tokens is 18/4 = 4.5
+
+
+def test_the_table_by_hand():
+    counts = count(TABLE)
+    assert dict(zip(counts.ids.tolist(), table(counts).tolist(), strict=True)) == {CAT: 2, SAT: 0.75, THE: 0, OF: 9}
+
+
+def test_tokens_above_the_threshold_by_total_activation():
+    def named(**config):
+        return outstanding(count(TABLE), LookupConfig(**config))
+
+    assert named(threshold=0.44) == [CAT]  # 0.44 * 4.5 = 1.98 < 2; `of` occurs once
+    assert named(threshold=0.45) == []
+    assert named(threshold=0.44, min_count=1) == [OF, CAT]
+    assert named(threshold=0.1) == [CAT, SAT]
+    assert named(threshold=0.1, max_tokens=1) == [CAT]
+    # A token on which the latent never fires is not named at any threshold.
+    assert THE not in named(threshold=1e-9)
+
+
+def test_silent_windows_count_against_a_token():
+    active = [[(CAT, 1), (THE, 1)]] * 10
+    silent = [[(THE, 0), (THE, 0), (THE, 0)]] * 10
+    assert row_of(Lookup(), block(*active)).text == "the token ` the` or ` cat`"
+    assert row_of(Lookup(), block(*active, *silent)).text == "the token ` cat`"
+
+
+def test_text_and_rule_name_the_same_tokens():
+    tokens = [t for t in range(len(VOCABULARY)) if t != THE]
+    row = row_of(Lookup(), block(*[[(t, 1 + t), (t, 1 + t), (THE, 0)] for t in tokens]))
+    rule = Rule.from_json(row.rule)
+    # At most ten: those that carry most.
+    assert [clause.conditions[0].value for clause in rule.clauses] == tokens[:-11:-1]
+    assert row.text.count("`") == 20
+    predicted = rule.predict(np.array([[tokens[-1], THE, tokens[0]]], np.uint32), np.array([3]), VOCABULARY)
+    assert predicted.tolist() == [[True, False, False]]
+
+
+def test_lookup_ignores_context():
+    # `path` is active only after `os.`, and half of its occurrences in activating windows are not; the table cannot tell.
+    row = run(Lookup(LookupConfig(threshold=0.1)).explain(planted(), resources()))[0]
+    assert row.text == "the token `path`"
+
+
+def test_nothing_outstanding_is_not_applicable():
+    once = block(*[[(t, 1), (THE, 0)] for t in range(len(VOCABULARY)) if t != THE])
+    for examples in (once, Examples.empty(4), block([(CAT, 0), (CAT, 0)])):
+        row = row_of(Lookup(), examples)
+        assert (row.status, row.text, row.rule) == ("not_applicable", None, None)
+
+
+# Both -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("explainer", [SingleToken(), Lookup()], ids=["single_token", "lookup"])
+def test_only_the_explain_statistics_are_read(explainer):
     latent = replace(planted(), explain_statistics=ranked(*[CAT] * 20))
     nothing = Examples.empty(16)
     other = replace(latent, explain=nothing, explain_negatives=nothing, positives=nothing, negatives=nothing)
-    assert run(SingleToken().explain(latent, resources())) == run(SingleToken().explain(other, resources()))
+    [row] = run(explainer.explain(latent, resources()))
+    assert row.status == "ok" and [row] == run(explainer.explain(other, resources()))
 
 
-@pytest.mark.parametrize("name", ["single_token"])
+@pytest.mark.parametrize("explainer", [SingleToken(), Lookup()], ids=["single_token", "lookup"])
+def test_negative_activations_count_as_active(explainer):
+    examples = ranked(*[CAT] * 20)
+    mirrored = replace(examples, activations=-examples.activations)
+    assert row_of(explainer, mirrored) == row_of(explainer, examples)
+
+
+@pytest.mark.parametrize("name", ["single_token", "lookup"])
 def test_asks_nobody_and_is_in_the_registry(name):
     explainer = build_explainer(name, {})
     assert explainer.name == name and not explainer.needs.engine
