@@ -218,6 +218,54 @@ def test_prompts_of_other_forms_are_refused():
         Default(DefaultConfig(prompt="score/detection"))
 
 
+OWN = """
+description = "A prompt of one's own."
+answer = "marked_line"
+marker = "LABEL:"
+variables = ["windows"]
+system = "Say what the marked tokens share."
+user = "{{windows}}"
+reminder = "Write a line that begins with LABEL:"
+"""
+
+
+@pytest.fixture
+def own(tmp_path):
+    path = tmp_path / "own.toml"
+    path.write_text(OWN)
+    return path
+
+
+def test_a_prompt_of_ones_own_is_sent_and_read_by_its_marker(own):
+    row, engine = explained(lambda request: "LABEL: a\n\nLABEL: the last one", config={"prompt": str(own)})
+    assert (row.status, row.text, row.prompt_id) == ("ok", "the last one", load_prompt(str(own)).prompt_id)
+    [request] = engine.requests
+    assert request.prompt.messages[0] == ("system", "Say what the marked tokens share.")
+    assert len(excerpts(request)) == 40
+    row, engine = explained(config={"prompt": str(own)})
+    assert (row.status, last(engine.requests[1])) == ("unparseable", "Write a line that begins with LABEL:")
+
+
+def test_identity_is_the_content_of_a_prompt_and_not_its_path(own):
+    copy = own.with_name("copy.toml")
+    copy.write_text(OWN)
+    first, second = (Default(DefaultConfig(prompt=str(path))) for path in (own, copy))
+    assert first.identity() == second.identity() != Default().identity()
+    copy.write_text(OWN.replace("share", "have in common"))
+    assert Default(DefaultConfig(prompt=str(copy))).identity() != first.identity()
+
+
+def test_an_unknown_variable_of_a_prompt_is_named_with_the_nearest(own):
+    own.write_text(OWN.replace("windows", "window"))
+    with pytest.raises(ConfigError, match=r"own\.toml has an unknown variable 'window'; did you mean 'windows'"):
+        Default(DefaultConfig(prompt=str(own)))
+    own.write_text(OWN.replace("{{windows}}", "{{windows}} {{latent}}"))
+    with pytest.raises(ConfigError, match="uses the variable 'latent', which `variables` does not declare"):
+        Default(DefaultConfig(prompt=str(own)))
+    with pytest.raises(ConfigError, match="none.toml"):
+        Default(DefaultConfig(prompt=str(own.with_name("none.toml"))))
+
+
 def test_needs_an_engine():
     assert Default().needs.engine
     assert not Default().needs.labels
