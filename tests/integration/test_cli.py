@@ -14,7 +14,6 @@ from autointerp.cli.main import COMMANDS, main
 from autointerp.demo import bundled
 from autointerp.demo.run import cache_settings
 from autointerp.jobs.cache import CacheConfig, cache
-from autointerp.prompts import prompt_path
 from autointerp.records import UNSCORED
 from autointerp.results.load import load_explanations, load_scores, load_verdicts
 from tests.killing import scripted_server
@@ -125,12 +124,6 @@ class TestBadInput:
         one_sentence(
             run("score", make_results(run, store), "--judge", "rule", "--scorer", "detecton"), "did you mean 'detection'?"
         )
-
-    def test_a_prompt_file_with_an_unknown_variable(self, run, store, tmp_path):
-        text = prompt_path("explain/default").read_text().replace("{{windows}}", "{{window}}").replace('"windows"', '"window"')
-        (tmp_path / "own.toml").write_text(text)
-        result = run("explain", store, "--engine", f"hf:{bundled('model')}", "--set", f"options.prompt={tmp_path / 'own.toml'}")
-        one_sentence(result, "own.toml", "'window'", "did you mean 'windows'?")
 
     def test_a_latent_that_does_not_exist(self, run, store):
         one_sentence(run("explain", store, "--explainer", "lexical", "--latents", "0-99999"), "99999")

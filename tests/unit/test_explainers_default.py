@@ -262,7 +262,7 @@ def test_an_unknown_variable_of_a_prompt_is_named_with_the_nearest(own):
     own.write_text(OWN.replace("{{windows}}", "{{windows}} {{latent}}"))
     with pytest.raises(ConfigError, match="uses the variable 'latent', which `variables` does not declare"):
         Default(DefaultConfig(prompt=str(own)))
-    with pytest.raises(ConfigError, match="none.toml"):
+    with pytest.raises(ConfigError, match=r"none\.toml"):
         Default(DefaultConfig(prompt=str(own.with_name("none.toml"))))
 
 
