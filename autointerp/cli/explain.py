@@ -17,7 +17,9 @@ from autointerp.cli.options import bundled_source, engine_flags, engine_options,
     "--out", "results", type=click.Path(path_type=Path), help="Results folder to write or add to.  [default: results/STORE]"
 )
 @click.option(
-    "--explainer", help="default (an LLM reads highlighted contexts), lexical (no LLM) or module:Class.  [default: default]"
+    "--explainer",
+    help="default or contrastive (an LLM reads highlighted contexts); lexical, single_token or lookup (no LLM); or module:Class. "
+    " [default: default]",
 )
 @click.option(
     "--control/--no-control",

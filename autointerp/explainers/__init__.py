@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 REGISTRY: dict[str, str] = {
+    "contrastive": "autointerp.explainers.contrastive:Contrastive",
     "default": "autointerp.explainers.default:Default",
     "lexical": "autointerp.explainers.lexical:Lexical",
     "lookup": "autointerp.explainers.lookup:Lookup",

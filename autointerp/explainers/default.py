@@ -8,7 +8,8 @@ weak window shows something; the integers tell which are weak. A prompt that doe
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import numpy as np
 from pydantic import Field
@@ -52,21 +53,38 @@ class DefaultConfig(Config):
     """A latent of whose windows fewer fit the engine's context is `too_long`."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Shown:
+    """What a prompt shows of a latent, as text."""
+
+    windows: Sequence[str]
+    """Activating windows, strongest first."""
+    silent: Sequence[str] = ()
+    """Windows in which the latent is silent; none but in the contrastive explainer."""
+
+    def first(self, num: int) -> Shown:
+        """Return the same with the `num` strongest windows only."""
+        return replace(self, windows=self.windows[:num])
+
+
 class Default:
     """Asks an LLM for one sentence."""
 
-    Config = DefaultConfig
+    Config: ClassVar[type[DefaultConfig]] = DefaultConfig
     name = "default"
     needs = Needs(engine=True)
+    variables: ClassVar[frozenset[str]] = frozenset({"windows", "count"})
+    """What its prompts may use."""
+    own_prompt: ClassVar[str] = "explain/default"
 
     def __init__(self, config: DefaultConfig | None = None) -> None:
         """Load the prompt.
 
         Raises: ConfigError when it cannot be used.
         """
-        self.config = config or DefaultConfig()
-        name = self.config.prompt or ("explain/reasoning" if self.config.reasoning else "explain/default")
-        self._prompt = load_prompt(name).require("marked_line", frozenset({"windows", "count"}))
+        self.config = config or self.Config()
+        name = self.config.prompt or ("explain/reasoning" if self.config.reasoning else self.own_prompt)
+        self._prompt = load_prompt(name).require("marked_line", self.variables)
         self._max_tokens = self.config.max_tokens or (1000 if self.config.reasoning else 200)
         file = self._prompt.file
         self._own_texts = (
@@ -86,23 +104,23 @@ class Default:
 
     def requests(self, latent: LatentExamples, resources: Resources, /) -> list[Request]:
         """Return the request that :meth:`explain` would send first if all windows fit, without sending it."""
-        return [self._request(self._windows(latent, resources.vocabulary))]
+        return [self._request(self._shown(latent, resources.vocabulary))]
 
     async def explain(self, latent: LatentExamples, resources: Resources, /) -> Sequence[Explanation]:
         """Return one row; see :class:`autointerp.protocols.Explainer`."""
         engine = resources.engine
         assert engine is not None
-        windows = self._windows(latent, resources.vocabulary)
-        num = await self._num_that_fit(windows, engine)
+        shown = self._shown(latent, resources.vocabulary)
+        num = await self._num_that_fit(shown, engine)
         outcome: Outcome[str] | None = None
-        while num >= min(self.config.min_windows, len(windows)) and outcome is None:
+        while num >= min(self.config.min_windows, len(shown.windows)) and outcome is None:
             try:
-                outcome = await self._ask(windows[:num], engine)
+                outcome = await self._ask(shown.first(num), engine)
             except ContextExceeded:
                 num = min(num - 1, num * 3 // 4)
-        return [self._row(latent, engine, outcome, num if outcome is not None else 0)]
+        return [self._row(latent, engine, outcome, shown.first(num))]
 
-    async def _ask(self, windows: Sequence[str], engine: Engine) -> Outcome[str]:
+    async def _ask(self, shown: Shown, engine: Engine) -> Outcome[str]:
         marker = self._prompt.file.marker
         assert marker is not None
 
@@ -110,11 +128,11 @@ class Default:
             return read_explanation(reply, marker=marker, max_chars=self.config.max_chars, not_these=self._own_texts)
 
         def remind(chat: Chat, reply: str) -> Chat:
-            return self._prompt.again(chat, reply, **self._values(windows))
+            return self._prompt.again(chat, reply, **self._values(shown))
 
-        return await ask(engine, self._request(windows), read, remind)
+        return await ask(engine, self._request(shown), read, remind)
 
-    def _row(self, latent: LatentExamples, engine: Engine, outcome: Outcome[str] | None, num_windows: int) -> Explanation:
+    def _row(self, latent: LatentExamples, engine: Engine, outcome: Outcome[str] | None, shown: Shown) -> Explanation:
         status: Status = outcome.status if outcome is not None else "too_long"
         return Explanation(
             coder=latent.coder,
@@ -126,19 +144,23 @@ class Default:
             text=outcome.value if outcome is not None else None,
             model=engine.id.model,
             prompt_id=self.prompt_id,
-            num_examples=num_windows,
+            num_examples=len(shown.windows) if outcome is not None else 0,
+            num_negatives=len(shown.silent) if outcome is not None else 0,
             num_attempts=outcome.num_attempts if outcome is not None else 0,
             prompt_tokens=outcome.usage.prompt_tokens if outcome is not None else 0,
             output_tokens=outcome.usage.output_tokens if outcome is not None else 0,
         )
 
-    def _values(self, windows: Sequence[str]) -> dict[str, str]:
-        numbered = (f"Excerpt {i}: {window}" for i, window in enumerate(windows, start=1))
-        return {"windows": "\n".join(numbered), "count": str(len(windows))}
+    def _values(self, shown: Shown) -> dict[str, str]:
+        """Return a value for each of `variables`."""
+        return {"windows": numbered(shown.windows), "count": str(len(shown.windows))}
 
-    def _request(self, windows: Sequence[str]) -> Request:
-        chat = self._prompt.chat(**self._values(windows))
+    def _request(self, shown: Shown) -> Request:
+        chat = self._prompt.chat(**self._values(shown))
         return Request(prompt=chat, max_tokens=self._max_tokens, temperature=self.config.temperature)
+
+    def _shown(self, latent: LatentExamples, vocabulary: Vocabulary) -> Shown:
+        return Shown(windows=self._windows(latent, vocabulary))
 
     def _windows(self, latent: LatentExamples, vocabulary: Vocabulary) -> list[str]:
         """Return each window as text, strongest first."""
@@ -159,25 +181,25 @@ class Default:
         named = [f"{_quoted(pieces[t])}: {strength[t]}" for t in np.flatnonzero(mask) if pieces[t]]
         return ", ".join(named[: self.config.max_listed])
 
-    async def _num_that_fit(self, windows: Sequence[str], engine: Engine) -> int:
+    async def _num_that_fit(self, shown: Shown, engine: Engine) -> int:
         """Return how many windows, strongest first, fit the engine's context; all where it does not say."""
         limit = engine.context_tokens
         if limit is None:
-            return len(windows)
-        num = len(windows)
+            return len(shown.windows)
+        num = len(shown.windows)
         while num:
-            used = await self._num_tokens(windows[:num], engine, limit)
+            used = await self._num_tokens(shown.first(num), engine, limit)
             if used <= limit:
                 break
             # Windows are of about one length; one more goes each time, so that this ends.
-            fixed = await self._num_tokens([], engine, limit)
+            fixed = await self._num_tokens(shown.first(0), engine, limit)
             share = max(limit - fixed, 0) / max(used - fixed, 1)
             num = min(num - 1, int(num * share))
         return num
 
-    async def _num_tokens(self, windows: Sequence[str], engine: Engine, limit: int) -> int:
+    async def _num_tokens(self, shown: Shown, engine: Engine, limit: int) -> int:
         """Return the tokens of prompt and reply, or an upper bound where that is enough to know that they fit."""
-        prompt = self._request(windows).prompt
+        prompt = self._request(shown).prompt
         assert isinstance(prompt, Chat)
         extra = self._max_tokens + _MESSAGE_TOKENS * (len(prompt.messages) + 1)
         text = "\n".join(content for _, content in prompt.messages)
@@ -191,6 +213,11 @@ class Default:
         except LLMError:
             # Only a count: the request itself will say whether the prompt is too long.
             return extra + num_bytes // 3
+
+
+def numbered(windows: Sequence[str]) -> str:
+    """Return windows as the numbered excerpts of a prompt."""
+    return "\n".join(f"Excerpt {i}: {window}" for i, window in enumerate(windows, start=1))
 
 
 def _quoted(piece: str) -> str:

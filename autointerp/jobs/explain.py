@@ -51,7 +51,7 @@ class ExplainConfig(StageConfig):
     results: Path
     """The results folder to write or to add to."""
     explainer: str = "default"
-    """``default``, ``lexical``, or ``module:Class``."""
+    """A name of `explainers.REGISTRY`, such as ``default`` or ``lexical``, or ``module:Class``."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Settings of the explainer."""
     selection: SelectionConfig = Field(default_factory=SelectionConfig)
