@@ -18,8 +18,8 @@ from autointerp.cli.options import bundled_source, engine_flags, engine_options,
 )
 @click.option(
     "--explainer",
-    help="default or contrastive (an LLM reads highlighted contexts); lexical, single_token or lookup (no LLM); or module:Class. "
-    " [default: default]",
+    help="default, contrastive (an LLM reads highlighted contexts), lexical, single_token or lookup (no LLM) or module:Class.  "
+    "[default: default]",
 )
 @click.option(
     "--control/--no-control",
