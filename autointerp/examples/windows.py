@@ -147,12 +147,15 @@ def build_grid(corpus: Corpus, *, window: int, min_window: int) -> WindowGrid:
     segment, nth = ragged(np.zeros_like(num), num)
     start = begin[segment] + nth * window
     length = np.minimum(size[segment] - nth * window, window).astype(np.int32)
-    counts = np.bincount(corpus.tokens, minlength=len(corpus.vocabulary))
+    counts = _count_tokens(corpus.tokens, len(corpus.vocabulary))
     classes = token_classes(corpus.vocabulary, counts)
     text = _hash_all(corpus.tokens, start, length, width=window, classes=classes)
-    by_text = np.argsort(text, kind="stable")
+    by_text = stable_argsort(text)
     sorted_text = text[by_text]
-    _, first, same = np.unique(sorted_text, return_index=True, return_counts=True)
+    is_first = np.ones(len(text), bool)
+    is_first[1:] = sorted_text[1:] != sorted_text[:-1]
+    first = np.flatnonzero(is_first)
+    same = np.diff(first, append=len(text))
     first_same = np.empty(len(text), np.int64)
     first_same[by_text] = np.repeat(first, same)
     num_same = np.empty(len(text), np.int32)
@@ -174,12 +177,29 @@ def build_grid(corpus: Corpus, *, window: int, min_window: int) -> WindowGrid:
     )
 
 
+def _count_tokens(tokens: np.ndarray, size: int) -> np.ndarray:
+    """Return int64 [size or more], how often each token id occurs."""
+    # In blocks that fit the cache: bincount converts what it is given to int64 first.
+    counts = np.zeros(max(size, int(tokens.max(initial=0)) + 1), np.int64)
+    for low in range(0, len(tokens), _BLOCK_TOKENS):
+        counts += np.bincount(tokens[low : low + _BLOCK_TOKENS], minlength=len(counts))
+    return counts
+
+
 def ragged(starts: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return (row, value) of the concatenated ranges ``starts[row] .. starts[row] + counts[row] - 1``."""
     rows = np.repeat(np.arange(len(counts)), counts)
     ends = np.cumsum(counts)
     within = np.arange(len(rows)) - np.repeat(ends - counts, counts)
     return rows, np.asarray(starts, np.int64)[rows] + within
+
+
+def stable_argsort(keys: np.ndarray) -> np.ndarray:
+    """Return what a stable argsort does, in a quarter of its time where no key comes twice."""
+    # Distinct keys have one order, whatever the algorithm; numpy sorts them with vector instructions unless asked to be stable.
+    order = np.argsort(keys)
+    ordered = keys[order]
+    return np.argsort(keys, kind="stable") if (ordered[1:] == ordered[:-1]).any() else order
 
 
 def cut_tokens(tokens: np.ndarray, start: np.ndarray, length: np.ndarray, *, width: int) -> np.ndarray:
