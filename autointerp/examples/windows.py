@@ -22,7 +22,7 @@ from autointerp.records import NeighbourKind
 _SPACE, _DIGITS, _SPACED_DIGITS = (np.uint64((1 << 32) + i) for i in range(3))
 _TEXT_SEED = seed_of("normalised text")
 _PLACE_SEED = seed_of("place in a normalised text")
-_BLOCK_TOKENS = 1 << 19
+_BLOCK_TOKENS = 1 << 17
 _BLOCK_BITS = 4
 
 
@@ -276,18 +276,19 @@ def _text_hashes(tokens: np.ndarray, lengths: np.ndarray, *, codes: np.ndarray, 
     # The sum over kept tokens of a random number of the code times a random odd number of its place among them, modulo 2^64.
     num_rows, width = tokens.shape
     places = hash64(_PLACE_SEED, np.arange(width)) | np.uint64(1)
-    kind = kinds[tokens]
+    tokens = tokens.astype(np.intp)  # once: every lookup by another integer type would
+    kind = kinds.take(tokens)
     here, before = kind[:, 1:], kind[:, :-1]
     # Whitespace after whitespace, digits after digits or after digits that follow whitespace.
     repeats = (here & before & 3) | ((here & 2) & ((before & 4) >> 1))
     is_plain = (np.asarray(lengths) == width) & ~repeats.any(axis=1)
     hashes = np.empty(num_rows, np.uint64)
-    hashes[is_plain] = codes[tokens[is_plain]] @ places
+    hashes[is_plain] = codes.take(tokens[is_plain]) @ places
     rest = np.flatnonzero(~is_plain)
     keep = np.arange(width) < np.asarray(lengths)[rest, None]
     keep[:, 1:] &= repeats[rest] == 0
     place = np.maximum(np.cumsum(keep, axis=1) - 1, 0)
-    terms = codes[tokens[rest]] * places[place]
+    terms = codes.take(tokens[rest]) * places[place]
     terms[~keep] = 0
     hashes[rest] = terms.sum(axis=1, dtype=np.uint64)
     return hashes

@@ -314,7 +314,7 @@ def _read_latents(path: Path, *, width: int) -> dict[str, np.ndarray]:
     for name in table.column_names:
         column = table[name].combine_chunks()
         if pa.types.is_fixed_size_list(column.type):
-            columns[name] = np.array(numbers(column.flatten())).reshape(width, NUM_HASHES)
+            columns[name] = np.array(numbers(column.values)).reshape(width, NUM_HASHES)
         else:
             columns[name] = np.array(numbers(column))
         columns[name].flags.writeable = False
@@ -364,7 +364,9 @@ def _read_corpus(paths: list[Path], *, num_contexts: int, ctx_len: int, where: P
 
 def _ragged(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
     array = column.combine_chunks()
-    return np.diff(numbers(array.offsets)).astype(np.int64), numbers(array.flatten())
+    # Not `flatten`, which imports all of pyarrow.compute.
+    offsets = numbers(array.offsets).astype(np.int64)
+    return np.diff(offsets), numbers(array.values)[offsets[0] : offsets[-1]]
 
 
 @dataclass(frozen=True, kw_only=True)
