@@ -225,7 +225,7 @@ def test_demo_with_controls_in_one_table(tmp_path, caplog):
             say=said.append, controls=True,
         )  # fmt: skip
     assert code in (0, 3)
-    table = next(text for text in said if text.startswith("coder"))
+    table = next(text for text in said if text.startswith("coder")).partition("\n\n")[0]
     lines = [line.split() for line in table.splitlines()[2:] if " detection " in line]
     names = [line[0] for line in lines]
     assert names == ["neurons", "sae", "sae-random", "sae-reinit-matched", "sae-seed2", "skip-transcoder"]
