@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 
 from autointerp.digest import hash64, seed_of
-from autointerp.examples.windows import ActivatingWindows
+from autointerp.examples.windows import ActivatingWindows, stable_argsort
 
 Sampling = Literal["quantiles", "top", "random", "mix", "importance"]
 
@@ -39,7 +39,7 @@ def rank(windows: ActivatingWindows, *, seed: int) -> np.ndarray:
     # One key and one sort: the bits of a positive float32 are ordered as the float is.
     weakness = ~windows.strength.astype(np.float32).view(np.uint32)
     ties = hash64(seed_of("ties", seed), windows.start) >> np.uint64(32)
-    return np.argsort((weakness.astype(np.uint64) << np.uint64(32)) | ties, kind="stable")
+    return stable_argsort((weakness.astype(np.uint64) << np.uint64(32)) | ties)
 
 
 class Choice:
@@ -91,7 +91,7 @@ def choose(
 def _stratified(keys: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the places of a ranking, in runs of `sizes` and by smallest key within each; then the run and the number in it."""
     run = np.repeat(np.arange(len(sizes)), sizes)
-    order = np.argsort((run.astype(np.uint64) << np.uint64(48)) | (keys >> np.uint64(16)), kind="stable")
+    order = stable_argsort((run.astype(np.uint64) << np.uint64(48)) | (keys >> np.uint64(16)))
     return order, run, np.arange(len(keys)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
 
 

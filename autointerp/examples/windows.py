@@ -22,7 +22,7 @@ from autointerp.records import NeighbourKind
 _SPACE, _DIGITS, _SPACED_DIGITS = (np.uint64((1 << 32) + i) for i in range(3))
 _TEXT_SEED = seed_of("normalised text")
 _PLACE_SEED = seed_of("place in a normalised text")
-_BLOCK_TOKENS = 1 << 19
+_BLOCK_TOKENS = 1 << 17
 _BLOCK_BITS = 4
 
 
@@ -147,12 +147,15 @@ def build_grid(corpus: Corpus, *, window: int, min_window: int) -> WindowGrid:
     segment, nth = ragged(np.zeros_like(num), num)
     start = begin[segment] + nth * window
     length = np.minimum(size[segment] - nth * window, window).astype(np.int32)
-    counts = np.bincount(corpus.tokens, minlength=len(corpus.vocabulary))
+    counts = _count_tokens(corpus.tokens, len(corpus.vocabulary))
     classes = token_classes(corpus.vocabulary, counts)
     text = _hash_all(corpus.tokens, start, length, width=window, classes=classes)
-    by_text = np.argsort(text, kind="stable")
+    by_text = stable_argsort(text)
     sorted_text = text[by_text]
-    _, first, same = np.unique(sorted_text, return_index=True, return_counts=True)
+    is_first = np.ones(len(text), bool)
+    is_first[1:] = sorted_text[1:] != sorted_text[:-1]
+    first = np.flatnonzero(is_first)
+    same = np.diff(first, append=len(text))
     first_same = np.empty(len(text), np.int64)
     first_same[by_text] = np.repeat(first, same)
     num_same = np.empty(len(text), np.int32)
@@ -174,12 +177,29 @@ def build_grid(corpus: Corpus, *, window: int, min_window: int) -> WindowGrid:
     )
 
 
+def _count_tokens(tokens: np.ndarray, size: int) -> np.ndarray:
+    """Return int64 [size or more], how often each token id occurs."""
+    # In blocks that fit the cache: bincount converts what it is given to int64 first.
+    counts = np.zeros(max(size, int(tokens.max(initial=0)) + 1), np.int64)
+    for low in range(0, len(tokens), _BLOCK_TOKENS):
+        counts += np.bincount(tokens[low : low + _BLOCK_TOKENS], minlength=len(counts))
+    return counts
+
+
 def ragged(starts: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return (row, value) of the concatenated ranges ``starts[row] .. starts[row] + counts[row] - 1``."""
     rows = np.repeat(np.arange(len(counts)), counts)
     ends = np.cumsum(counts)
     within = np.arange(len(rows)) - np.repeat(ends - counts, counts)
     return rows, np.asarray(starts, np.int64)[rows] + within
+
+
+def stable_argsort(keys: np.ndarray) -> np.ndarray:
+    """Return what a stable argsort does, in a quarter of its time where no key comes twice."""
+    # Distinct keys have one order, whatever the algorithm; numpy sorts them with vector instructions unless asked to be stable.
+    order = np.argsort(keys)
+    ordered = keys[order]
+    return np.argsort(keys, kind="stable") if (ordered[1:] == ordered[:-1]).any() else order
 
 
 def cut_tokens(tokens: np.ndarray, start: np.ndarray, length: np.ndarray, *, width: int) -> np.ndarray:
@@ -256,18 +276,19 @@ def _text_hashes(tokens: np.ndarray, lengths: np.ndarray, *, codes: np.ndarray, 
     # The sum over kept tokens of a random number of the code times a random odd number of its place among them, modulo 2^64.
     num_rows, width = tokens.shape
     places = hash64(_PLACE_SEED, np.arange(width)) | np.uint64(1)
-    kind = kinds[tokens]
+    tokens = tokens.astype(np.intp)  # once: every lookup by another integer type would
+    kind = kinds.take(tokens)
     here, before = kind[:, 1:], kind[:, :-1]
     # Whitespace after whitespace, digits after digits or after digits that follow whitespace.
     repeats = (here & before & 3) | ((here & 2) & ((before & 4) >> 1))
     is_plain = (np.asarray(lengths) == width) & ~repeats.any(axis=1)
     hashes = np.empty(num_rows, np.uint64)
-    hashes[is_plain] = codes[tokens[is_plain]] @ places
+    hashes[is_plain] = codes.take(tokens[is_plain]) @ places
     rest = np.flatnonzero(~is_plain)
     keep = np.arange(width) < np.asarray(lengths)[rest, None]
     keep[:, 1:] &= repeats[rest] == 0
     place = np.maximum(np.cumsum(keep, axis=1) - 1, 0)
-    terms = codes[tokens[rest]] * places[place]
+    terms = codes.take(tokens[rest]) * places[place]
     terms[~keep] = 0
     hashes[rest] = terms.sum(axis=1, dtype=np.uint64)
     return hashes

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -127,3 +128,19 @@ def iterate_tables(path: Path, columns: list[str] | None = None) -> Iterator[pa.
     with open_parquet(path) as file:
         for group in range(file.num_row_groups):
             yield file.read_row_group(group, columns=columns, use_threads=False)
+
+
+def numbers(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
+    """Return a column of numbers; nulls, which only floats may have, are NaN. Read-only, not copied where it need not be.
+
+    Not ``to_numpy``: its first call imports pandas where that is installed, which takes longer than to open a store.
+    """
+    if isinstance(column, pa.ChunkedArray):
+        column = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+    if not column.null_count:
+        return np.from_dlpack(column)
+    validity, data = column.buffers()
+    values = np.from_dlpack(pa.Array.from_buffers(column.type, len(column), [None, data], offset=column.offset)).copy()
+    bits = np.unpackbits(np.frombuffer(validity, np.uint8), bitorder="little")
+    values[bits[column.offset : column.offset + len(column)] == 0] = np.nan
+    return values

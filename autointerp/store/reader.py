@@ -23,7 +23,7 @@ from autointerp.store.latents import NUM_HASHES
 from autointerp.store.layout import VOCABULARY, activations_part, coder_folder, latents_file
 from autointerp.store.manifest import CoderRecord, Manifest, read_coder, read_manifest
 from autointerp.store.neighbours import NeighbourTable, neighbours_file
-from autointerp.store.parquet import damage_told, iterate_tables, parquet_file, read_table
+from autointerp.store.parquet import damage_told, iterate_tables, numbers, parquet_file, read_table
 from autointerp.store.vocab import StoreVocabulary
 
 MAX_IDLE_FILES = 16
@@ -247,7 +247,7 @@ class CoderReader:
         """Yield (latents int64, positions int64, values float32) of all activations in order, a row group at a time."""
         for part in range(self._extent.num_parts):
             for table in iterate_tables(self._path / activations_part(self.name, part)):
-                latents, positions, values = (table[name].to_numpy() for name in ("latent", "position", "activation"))
+                latents, positions, values = (numbers(table[name]) for name in ("latent", "position", "activation"))
                 yield latents.astype(np.int64), positions, values.astype(np.float32)
 
     def neighbours(self, kind: NeighbourKind) -> NeighbourTable:
@@ -301,8 +301,8 @@ class _Held:
 def _slice(table: pa.Table, start: int, count: int) -> tuple[np.ndarray, np.ndarray]:
     table = table.slice(start, count)
     # Copies: a view of one latent would keep whole row groups in memory.
-    positions = np.array(table["position"].to_numpy(), dtype=np.int64)
-    values = np.array(table["activation"].to_numpy(), dtype=np.float32)
+    positions = np.array(numbers(table["position"]), dtype=np.int64)
+    values = np.array(numbers(table["activation"]), dtype=np.float32)
     return positions, values
 
 
@@ -314,9 +314,9 @@ def _read_latents(path: Path, *, width: int) -> dict[str, np.ndarray]:
     for name in table.column_names:
         column = table[name].combine_chunks()
         if pa.types.is_fixed_size_list(column.type):
-            columns[name] = np.array(column.flatten()).reshape(width, NUM_HASHES)
+            columns[name] = np.array(numbers(column.values)).reshape(width, NUM_HASHES)
         else:
-            columns[name] = np.array(column.to_numpy(zero_copy_only=False))
+            columns[name] = np.array(numbers(column))
         columns[name].flags.writeable = False
     return columns
 
@@ -340,8 +340,11 @@ def _read_corpus(paths: list[Path], *, num_contexts: int, ctx_len: int, where: P
                 if context + len(sizes) > num_contexts or sizes.max(initial=0) > ctx_len:
                     raise StoreError(f"{path} does not belong to the manifest of {where}; restore both together")
                 first = (context + np.arange(len(sizes), dtype=np.int64)) * ctx_len
-                row_of_token = np.repeat(first - (np.cumsum(sizes) - sizes), sizes)
-                tokens[row_of_token + np.arange(len(ids))] = ids
+                if len(ids) == len(sizes) * ctx_len:
+                    tokens[context * ctx_len : context * ctx_len + len(ids)] = ids
+                else:
+                    row_of_token = np.repeat(first - (np.cumsum(sizes) - sizes), sizes)
+                    tokens[row_of_token + np.arange(len(ids))] = ids
                 lengths[context : context + len(sizes)] = sizes
                 per_context, documents = _ragged(table["documents"])
                 _, offsets = _ragged(table["starts"])
@@ -361,7 +364,9 @@ def _read_corpus(paths: list[Path], *, num_contexts: int, ctx_len: int, where: P
 
 def _ragged(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
     array = column.combine_chunks()
-    return np.diff(array.offsets.to_numpy()).astype(np.int64), array.flatten().to_numpy(zero_copy_only=False)
+    # Not `flatten`, which imports all of pyarrow.compute.
+    offsets = numbers(array.offsets).astype(np.int64)
+    return np.diff(offsets), numbers(array.values)[offsets[0] : offsets[-1]]
 
 
 @dataclass(frozen=True, kw_only=True)

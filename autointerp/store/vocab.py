@@ -48,7 +48,7 @@ class StoreVocabulary:
         Raises: StoreError when it is missing or damaged.
         """
         table = read_table(path, ["bytes", "is_special"])
-        return cls(table["bytes"].to_pylist(), table["is_special"].to_numpy())
+        return cls(table["bytes"].to_pylist(), table["is_special"].to_pylist())
 
     def __len__(self) -> int:
         return len(self._bytes)

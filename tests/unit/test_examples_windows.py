@@ -13,6 +13,7 @@ from autointerp.examples.windows import (
     cut_tokens,
     grid_windows,
     ragged,
+    stable_argsort,
     text_hashes,
     token_classes,
 )
@@ -99,6 +100,13 @@ def test_windows_of_one_text_are_found_together():
         for row in same:
             first = grid.first_same[row]
             assert sorted(grid.by_text[first : first + grid.num_same[row]]) == same
+
+
+@pytest.mark.parametrize("high", [3, 40, 2**63])
+def test_stable_argsort_keeps_the_order_of_equal_keys(high):
+    keys = np.random.default_rng(0).integers(0, high, 1000).astype(np.uint64)
+    assert stable_argsort(keys).tolist() == sorted(range(1000), key=lambda i: int(keys[i]))
+    assert len(stable_argsort(keys[:0])) == 0
 
 
 def test_blocks_are_cut_from_the_flat_arrays():
