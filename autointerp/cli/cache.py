@@ -33,6 +33,7 @@ from autointerp.errors import ConfigError
 @click.option("--device-map", help="Split the subject as accelerate does: auto, or JSON {module: device, cpu or disk}.")
 @click.option("--quantization", type=click.Choice(["4bit", "8bit"]), help="Quantise the subject with bitsandbytes.")
 @click.option("--memory-budget", metavar="SIZE", help="Memory for activations on their way to disk.  [default: 1GiB]")
+@click.option("--coders-per-pass", type=int, metavar="K", help="Most coders in memory at once; see below.  [default: all]")
 @click.option("--force", is_flag=True, default=None, help="Cache coders that do not seem to fit the subject, too.")
 @click.option("--out", type=click.Path(path_type=Path), help="The store.  [default: cache/SUBJECT]")
 @click.option(
@@ -73,7 +74,9 @@ def command(
       reinit-matched   NAME-reinit-matched  the same, with the vectors brought to the trained subject's mean and spread
     \b
     A coder's hookpoint (MODULE.PATH@in or @out) is read from its files where they say it; @@HOOKPOINT states it.
-    The same command resumes after a kill; with one more --coder it adds that coder to a finished store.
+    The same command resumes after a kill; with one more --coder it adds that coder to a finished store. Coders that do not
+    fit in memory together: --coders-per-pass K records K of them (each with its controls) at a time, and reads the corpus
+    once for every K.
     """
     from autointerp.jobs.cache import CacheConfig, cache
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,8 +31,17 @@ from autointerp.jobs.signals import StopFlag, listening
 from autointerp.jobs.token_progress import TokenProgress
 from autointerp.store.corpus import tokens_digest
 from autointerp.store.layout import MANIFEST, STATE, TOKENIZER, check_coder_names, coder_file
-from autointerp.store.manifest import CoderRecord, Identity, Manifest, check_identity, read_coder, read_manifest
+from autointerp.store.manifest import (
+    CoderRecord,
+    Identity,
+    Manifest,
+    check_coder_identity,
+    check_identity,
+    read_coder,
+    read_manifest,
+)
 from autointerp.store.reader import open_store
+from autointerp.store.runs import contexts_in_run
 from autointerp.store.vocab import write_vocabulary
 from autointerp.store.writer import StoreWriter
 from autointerp.subject.corpus import Context, Corpus, CorpusConfig
@@ -95,6 +104,8 @@ class CacheConfig(Config):
     """Memory for activations on their way to disk, such as ``512MB``; decides how long a run, the unit of resume, is."""
     contexts_per_run: int | None = Field(default=None, gt=0, json_schema_extra=RUNTIME)
     """Length of a run where the memory budget should not decide it."""
+    coders_per_pass: int | None = Field(default=None, gt=0, json_schema_extra=RUNTIME)
+    """Most coders (each with its controls) in memory at once; the subject reads the corpus once for every so many."""
     force: bool = Field(default=False, json_schema_extra=RUNTIME)
     """Cache also what looks absurd: a coder that reconstructs worse than the mean, or far from its declared L0."""
     progress: bool | None = Field(default=None, json_schema_extra=RUNTIME)
@@ -131,7 +142,8 @@ class _Job:
         check_coder_names(names)
         if len(set(names)) < len(names):
             raise ConfigError(f"two coders have the name {max(names, key=names.count)!r}; give each its own")
-        self._controls = parse_controls(config.controls, names, seed=config.control_seed)
+        self._all_controls = parse_controls(config.controls, names, seed=config.control_seed)
+        check_coder_names([*names, *(control.name for control in self._all_controls)])
         self._subject = load_subject(
             config.subject,
             revision=config.revision,
@@ -148,34 +160,79 @@ class _Job:
             mark_template=self._filter.template,
         )
         self._batch_tokens = config.batch_tokens or (2048 if self._subject.device.type == "cpu" else 8192)
-        self._readings = {coder.name: reading_of(coder, self._subject) for coder in config.coders}
-        self._records = {name: _record(reading, self._subject) for name, reading in self._readings.items()}
+        self._is_corpus_checked = False
+        self._first: list[Context] = []
 
     def run(self) -> Path:
         path = self._config.out.expanduser()
         self._check_corpus_of_unfinished(path)
-        stream = self._corpus.contexts()
-        first = list(islice(stream, _CONTROL_CONTEXTS if self._controls else _PROBE_CONTEXTS))
-        self._add_controls(path, first)
+        passes = self._passes()
+        l0: dict[str, float] = {}
+        if len(passes) > 1 and any(self._lacks(path, coders) for coders in passes):
+            # What is wrong with the last coder is said before the first is recorded, and runs are as long as in one pass.
+            for coders in passes:
+                l0 |= self._load(path, coders)[1]
+                self._check_coders(path, self._first[:_PROBE_CONTEXTS])
+            passes = [coders for coders in passes if self._lacks(path, coders)]
+        for number, coders in enumerate(passes, start=1):
+            if len(passes) > 1:
+                logger.info("pass %d of %d: %s", number, len(passes), ", ".join(coder.name for coder in coders))
+            if number > 1 and self._stop.reason is not None:
+                raise Interrupted(
+                    f"stopped by {self._stop.reason} after {number - 1} of {len(passes)} passes over the coders of {path}; "
+                    "run the same command again to go on"
+                )
+            self._run_pass(path, coders, l0)
+        return path
+
+    def _passes(self) -> list[tuple[CoderConfig, ...]]:
+        """Return the coders in groups that are in memory together, in the order they were given."""
+        coders = self._config.coders
+        size = self._config.coders_per_pass or len(coders)
+        return [coders[start : start + size] for start in range(0, len(coders), size)]
+
+    def _lacks(self, path: Path, coders: Sequence[CoderConfig]) -> bool:
+        """Return whether one of these coders or their controls is not in a finished store."""
+        there = read_manifest(path).extent.coders if (path / MANIFEST).exists() else {}
+        names = {coder.name for coder in coders}
+        names |= {control.name for control in self._all_controls if control.of in names}
+        return not names <= set(there)
+
+    def _load(self, path: Path, coders: Sequence[CoderConfig]) -> tuple[Recorder, dict[str, float]]:
+        """Bring these coders and their controls into memory, in place of others; return what runs them, and their L0."""
+        self._readings: dict[str, Reading] = {}  # the former go before the next come
+        self._readings |= {coder.name: reading_of(coder, self._subject) for coder in coders}
+        self._records = {name: _record(reading, self._subject) for name, reading in self._readings.items()}
+        controls = [control for control in self._all_controls if control.of in self._readings]
+        if not self._first:
+            self._first = list(islice(self._corpus.contexts(), _CONTROL_CONTEXTS if self._all_controls else _PROBE_CONTEXTS))
+        self._add_controls(path, controls, self._first)
         recorder = self._recorder(self._readings)
-        self._check_coders(path, first[:_PROBE_CONTEXTS])
-        l0 = self._expected_l0(recorder, first[:_PROBE_CONTEXTS])
+        return recorder, self._expected_l0(recorder, self._first[:_PROBE_CONTEXTS])
+
+    def _run_pass(self, path: Path, coders: Sequence[CoderConfig], l0_of_all: Mapping[str, float]) -> None:
+        """Record these coders and their controls where the store lacks them; they are in memory only meanwhile."""
+        recorder, l0 = self._load(path, coders)
+        if not l0_of_all:
+            self._check_coders(path, self._first[:_PROBE_CONTEXTS])
+        l0 = {**l0, **l0_of_all}
         self._check_disk(path, l0)
         with StoreWriter.create_or_resume(
             path,
             identity=self._identity(),
             coders=self._records,
             memory_budget_bytes=int(self._config.memory_budget),
-            l0=l0,
-            contexts_per_run=self._config.contexts_per_run,
+            contexts_per_run=self._contexts_per_run(l0),
             document_columns=self._corpus.column_types(),
             provenance=self._provenance(),
         ) as writer:
-            contexts = chain(first, stream)
+            contexts = self._corpus.contexts()
             if writer.is_finished:
-                self._check_corpus_of_finished(read_manifest(path), contexts)
-                logger.info("%s has all of this already; nothing to do", path)
-                return path
+                if not self._is_corpus_checked:
+                    self._check_corpus_of_finished(read_manifest(path), contexts)
+                self._is_corpus_checked = True
+                logger.info("%s has all of this already (%s); nothing to do", path, ", ".join(self._readings))
+                return
             wanted = writer.coder_names
             recorder = self._recorder({name: self._readings[name] for name in wanted})
             if not (path / MANIFEST).exists():
@@ -185,11 +242,28 @@ class _Job:
                 self._record(writer, recorder, contexts)
             writer.finish()
         self._summarise(path, recorder, wanted)
-        return path
+
+    @property
+    def _group(self) -> int:
+        """Contexts that are batched together."""
+        return max(1, _BATCHES_PER_GROUP * self._batch_tokens // self._config.corpus.ctx_len)
+
+    def _contexts_per_run(self, l0: Mapping[str, float]) -> int:
+        """Return the length of runs: as asked, or what the memory budget allows.
+
+        The latter ends between two groups, so that batches, and with them the last bits of values, do not depend on it.
+        """
+        if self._config.contexts_per_run is not None:
+            return self._config.contexts_per_run
+        budget, ctx_len = int(self._config.memory_budget), self._config.corpus.ctx_len
+        contexts = contexts_in_run(budget, ctx_len=ctx_len, l0=sum(l0.values()))
+        return contexts - (contexts % self._group if contexts > self._group else 0)
 
     def _check_coders(self, path: Path, contexts: list[Context]) -> None:
-        """Refuse a coder that is not in the store yet and gives what no trained coder gives."""
+        """Refuse another coder than the store's of that name, and one that is new to it and gives what no trained coder gives."""
         there = open_store(path).coder_names if (path / MANIFEST).exists() else []
+        for name in set(there) & set(self._records):
+            check_coder_identity(read_coder(path, name), self._records[name], coder=name, where=path)
         for name, reading in self._readings.items():
             target = self._records[name].target
             spec = reading.coder.spec
@@ -209,8 +283,7 @@ class _Job:
 
     def _record(self, writer: StoreWriter, recorder: Recorder, contexts: Iterator[Context]) -> None:
         """Read the corpus from its beginning; run the subject on the runs that are not committed."""
-        ctx_len = self._config.corpus.ctx_len
-        group = max(1, _BATCHES_PER_GROUP * self._batch_tokens // ctx_len)
+        ctx_len, group = self._config.corpus.ctx_len, self._group
         if writer.committed_runs:
             logger.info("going on after %d finished runs", writer.committed_runs)
         with TokenProgress(self._config.corpus.num_tokens, self._config.progress) as progress:
@@ -236,12 +309,12 @@ class _Job:
         if counts.num_undecodable:
             logger.warning("%d documents of the corpus could not be decoded and were left out", counts.num_undecodable)
 
-    def _add_controls(self, path: Path, contexts: list[Context]) -> None:
+    def _add_controls(self, path: Path, controls: Sequence[Control], contexts: list[Context]) -> None:
         """Make the controls beside the coders they are of."""
         config = self._config
         sources = {coder.name: coder.source for coder in config.coders}
         untrained: Subject | None = None
-        for control in self._controls:
+        for control in controls:
             reading = self._readings[control.of]
             if control.kind == RANDOM_CODER:
                 k = reading.coder.spec.k or _recorded_k(path, control.name) or self._measured_k(control, contexts)
@@ -261,7 +334,6 @@ class _Job:
                     sibling = replace(sibling, coder=coder.reading_through(self._matching(reading, sibling, contexts)))
             self._readings[control.name] = sibling
             self._records[control.name] = _record(sibling, self._subject, control_of=control.of)
-        check_coder_names(list(self._readings))
 
     def _matching(self, trained: Reading, untrained: Reading, contexts: list[Context]) -> Matched:
         """Return the rule that gives the untrained subject's vectors the mean and spread of the trained one's."""
@@ -312,10 +384,11 @@ class _Job:
         free = shutil.disk_usage(there).free
         if num_tokens is None or (path / MANIFEST).exists():
             return
-        need = num_tokens * (4 + _BYTES_PER_ACTIVATION * sum(l0.values()))
+        total = sum(l0.values())
+        need = num_tokens * (4 + _BYTES_PER_ACTIVATION * total)
         if need > free:
             raise ResourceError(
-                f"{path} needs about {need / 1e9:.1f} GB for {num_tokens:,} tokens at {sum(l0.values()):.0f} activations "
+                f"{path} needs about {need / 1e9:.1f} GB for {num_tokens:,} tokens at {total:.0f} activations "
                 f"per token, and {there} has {free / 1e9:.1f} GB free; cache fewer tokens or choose another disk with --out"
             )
 

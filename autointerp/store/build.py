@@ -123,7 +123,7 @@ class BuildState(Config):
         if list(self.coders) != list(wanted.coders):
             raise IdentityError(
                 f"{path} is unfinished with the coders {', '.join(self.coders)}, and {', '.join(wanted.coders)} are wanted; "
-                "finish it with the former, then add coders"
+                "finish it with the former (and the former --coders-per-pass), then add coders"
             )
         for name, record in self.coders.items():
             check_coder_identity(record, wanted.coders[name], coder=name, where=path)
