@@ -260,7 +260,7 @@ class _Job:
         return contexts - (contexts % self._group if contexts > self._group else 0)
 
     def _check_coders(self, path: Path, contexts: list[Context]) -> None:
-        """Refuse another coder than the store's of that name, and one that is new to it and gives what no trained coder gives."""
+        """Refuse another coder than the store has of that name, and a new one that gives what no trained coder gives."""
         there = open_store(path).coder_names if (path / MANIFEST).exists() else []
         for name in set(there) & set(self._records):
             check_coder_identity(read_coder(path, name), self._records[name], coder=name, where=path)
