@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from itertools import islice
@@ -30,7 +30,8 @@ from autointerp.jobs.controls import RANDOM_CODER, REINIT_MATCHED, Control, pars
 from autointerp.jobs.signals import StopFlag, listening
 from autointerp.jobs.token_progress import TokenProgress
 from autointerp.store.corpus import tokens_digest
-from autointerp.store.layout import MANIFEST, STATE, TOKENIZER, check_coder_names, coder_file
+from autointerp.store.layout import GROWN, MANIFEST, STATE, TOKENIZER, check_coder_names, coder_file
+from autointerp.store.lock import Worker
 from autointerp.store.manifest import (
     CoderRecord,
     Identity,
@@ -106,6 +107,10 @@ class CacheConfig(Config):
     """Length of a run where the memory budget should not decide it."""
     coders_per_pass: int | None = Field(default=None, gt=0, json_schema_extra=RUNTIME)
     """Most coders (each with its controls) in memory at once; the subject reads the corpus once for every so many."""
+    extend_tokens: int | None = Field(default=None, gt=0, json_schema_extra=RUNTIME)
+    """Let a finished store grow to this many tokens of the same corpus; stands for `corpus.num_tokens`."""
+    worker: str | None = Field(default=None, json_schema_extra=RUNTIME)
+    """``I/N``: record only every N-th run, beside N - 1 other processes; a call without this merges what they recorded."""
     force: bool = Field(default=False, json_schema_extra=RUNTIME)
     """Cache also what looks absurd: a coder that reconstructs worse than the mean, or far from its declared L0."""
     progress: bool | None = Field(default=None, json_schema_extra=RUNTIME)
@@ -118,14 +123,18 @@ class CacheConfig(Config):
 
 
 def cache(config: CacheConfig | Mapping[str, Any]) -> Path:
-    """Build, finish or extend the store at `config.out`; return its path.
+    """Build, finish or extend the store at `config.out`; return its path. After a `worker` it may be unfinished.
 
     Raises: IdentityError when the store there was made from other inputs; Interrupted after SIGINT, SIGTERM or SIGUSR1, with
     every finished run kept; InputError for what cannot be used, before anything is written.
     """
     if not isinstance(config, CacheConfig):
         config = CacheConfig.parse(config, where="cache")
-    _check_not_imported(config.out.expanduser())
+    path = config.out.expanduser()
+    StoreWriter.complete(path)
+    _check_not_imported(path)
+    if config.extend_tokens is not None:
+        config = config.model_copy(update={"corpus": config.corpus.model_copy(update={"num_tokens": config.extend_tokens})})
     stop = StopFlag()
     with listening(stop):
         return _Job(config, stop).run()
@@ -136,6 +145,11 @@ class _Job:
 
     def __init__(self, config: CacheConfig, stop: StopFlag) -> None:
         self._config, self._stop = config, stop
+        self._worker = Worker.parse(config.worker) if config.worker is not None else None
+        if self._worker is not None and config.coders_per_pass is not None:
+            raise ConfigError(
+                "--worker and --coders-per-pass cannot be used together: give the workers one group of --coder after another"
+            )
         self._started = time.monotonic()
         self._filter = TokenFilter.parse(config.token_filter)
         names = [coder.name for coder in config.coders]
@@ -144,6 +158,7 @@ class _Job:
             raise ConfigError(f"two coders have the name {max(names, key=names.count)!r}; give each its own")
         self._all_controls = parse_controls(config.controls, names, seed=config.control_seed)
         check_coder_names([*names, *(control.name for control in self._all_controls)])
+        self._is_growing = will_grow(config, {*names, *(control.name for control in self._all_controls)})
         self._subject = load_subject(
             config.subject,
             revision=config.revision,
@@ -165,15 +180,27 @@ class _Job:
 
     def run(self) -> Path:
         path = self._config.out.expanduser()
-        self._check_corpus_of_unfinished(path)
+        self._check_corpus_of_unfinished(path / GROWN if self._is_growing else path)
         passes = self._passes()
         l0: dict[str, float] = {}
-        if len(passes) > 1 and any(self._lacks(path, coders) for coders in passes):
+        if len(passes) > 1 and (self._is_growing or any(self._lacks(path, coders) for coders in passes)):
             # What is wrong with the last coder is said before the first is recorded, and runs are as long as in one pass.
             for coders in passes:
                 l0 |= self._load(path, coders)[1]
                 self._check_coders(path, self._first[:_PROBE_CONTEXTS])
+        if self._is_growing:
+            self._run_passes(path, passes, l0, is_growing=True)
+            self._is_corpus_checked = True
+        if any(self._lacks(path, coders) for coders in passes):
             passes = [coders for coders in passes if self._lacks(path, coders)]
+        elif self._is_growing:
+            return path
+        self._run_passes(path, passes, l0)
+        return path
+
+    def _run_passes(
+        self, path: Path, passes: Sequence[Sequence[CoderConfig]], l0: Mapping[str, float], *, is_growing: bool = False
+    ) -> None:
         for number, coders in enumerate(passes, start=1):
             if len(passes) > 1:
                 logger.info("pass %d of %d: %s", number, len(passes), ", ".join(coder.name for coder in coders))
@@ -182,8 +209,7 @@ class _Job:
                     f"stopped by {self._stop.reason} after {number - 1} of {len(passes)} passes over the coders of {path}; "
                     "run the same command again to go on"
                 )
-            self._run_pass(path, coders, l0)
-        return path
+            self._run_pass(path, coders, l0, is_growing=is_growing)
 
     def _passes(self) -> list[tuple[CoderConfig, ...]]:
         """Return the coders in groups that are in memory together, in the order they were given."""
@@ -210,8 +236,17 @@ class _Job:
         recorder = self._recorder(self._readings)
         return recorder, self._expected_l0(recorder, self._first[:_PROBE_CONTEXTS])
 
-    def _run_pass(self, path: Path, coders: Sequence[CoderConfig], l0_of_all: Mapping[str, float]) -> None:
-        """Record these coders and their controls where the store lacks them; they are in memory only meanwhile."""
+    def _run_pass(
+        self, path: Path, coders: Sequence[CoderConfig], l0_of_all: Mapping[str, float], *, is_growing: bool = False
+    ) -> None:
+        """Record these coders and their controls where the store lacks them; they are in memory only meanwhile.
+
+        `is_growing`: what the store has already of these is recorded on the tokens that are new.
+        """
+        there = read_manifest(path).extent.coders if is_growing else {}
+        coders = [coder for coder in coders if coder.name in there or not is_growing]
+        if not coders:
+            return
         recorder, l0 = self._load(path, coders)
         if not l0_of_all:
             self._check_coders(path, self._first[:_PROBE_CONTEXTS])
@@ -220,13 +255,17 @@ class _Job:
         with StoreWriter.create_or_resume(
             path,
             identity=self._identity(),
-            coders=self._records,
+            coders={name: record for name, record in self._records.items() if name in there or not is_growing},
             memory_budget_bytes=int(self._config.memory_budget),
             contexts_per_run=self._contexts_per_run(l0),
             document_columns=self._corpus.column_types(),
             provenance=self._provenance(),
+            is_growing=is_growing,
+            worker=self._worker,
         ) as writer:
             contexts = self._corpus.contexts()
+            if writer.is_finished and is_growing:
+                return
             if writer.is_finished:
                 if not self._is_corpus_checked:
                     self._check_corpus_of_finished(read_manifest(path), contexts)
@@ -235,13 +274,33 @@ class _Job:
                 return
             wanted = writer.coder_names
             recorder = self._recorder({name: self._readings[name] for name in wanted})
-            if not (path / MANIFEST).exists():
+            if not (path / MANIFEST).exists() and self._worker is None:
                 self._subject.tokenizer.save_pretrained(path / TOKENIZER)
                 write_vocabulary(path / TOKENIZER, *token_bytes(self._subject.tokenizer))
             if not writer.has_all_runs:
                 self._record(writer, recorder, contexts)
+            if self._worker is not None:
+                self._say_what_is_missing(writer, self._worker)
+                return
             writer.finish()
-        self._summarise(path, recorder, wanted)
+        if writer.path == path:
+            self._summarise(path, recorder, wanted)
+
+    def _say_what_is_missing(self, writer: StoreWriter, worker: Worker) -> None:
+        """Log which runs no worker has committed yet."""
+        if writer.has_all_runs:
+            return
+        missing: dict[int, int] = {}
+        for run in writer.missing_runs():
+            owner = run % worker.count + 1
+            missing[owner] = missing.get(owner, 0) + 1
+        whose = ", ".join(f"{count} of worker {owner}" for owner, count in sorted(missing.items()))
+        logger.info(
+            "worker %d of %d is done; %s",
+            worker.index, worker.count,
+            f"{sum(missing.values())} runs are still missing: {whose}" if missing
+            else f"all {writer.committed_runs} runs are there: run the same command without --worker to merge them",
+        )  # fmt: skip
 
     @property
     def _group(self) -> int:
@@ -470,6 +529,42 @@ class _Job:
                     name, l0, hookpoint,
                 )  # fmt: skip
         logger.info("%s: %d tokens in %.1f s, %.0f tokens/s", path, store.num_tokens, seconds, store.num_tokens / seconds)
+
+
+def will_grow(config: CacheConfig, given: Collection[str]) -> bool:
+    """Return whether a finished store at `config.out` is to grow; `given` are the coders and controls that are there to do it.
+
+    Raises: InputError when it has fewer tokens than wanted and nothing says that it may grow, or more, or a coder is not given.
+    """
+    path, wanted = config.out.expanduser(), config.corpus.num_tokens
+    if not (path / MANIFEST).exists() or wanted is None:
+        return False
+    manifest = read_manifest(path)
+    num_tokens, made = manifest.extent.num_tokens, manifest.provenance.get("corpus", {})
+    limit = made.get("num_tokens")
+    is_else_equal = all(value == made.get(name) for name, value in config.corpus.identity().items() if name != "num_tokens")
+    if config.extend_tokens is None:
+        # A corpus that ended before the limit has no more tokens under a larger one.
+        if limit is not None and limit < wanted and num_tokens >= limit and is_else_equal:
+            raise InputError(
+                f"{path} holds {num_tokens:,} tokens and {wanted:,} are wanted; give --extend-tokens {wanted} to let the store "
+                "grow, the former number to leave it as it is, or another folder"
+            )
+        return False
+    if wanted < (num_tokens if limit is None else limit):
+        raise InputError(
+            f"{path} holds {num_tokens:,} tokens and --extend-tokens {wanted} would make that fewer; a store only grows, "
+            "so give a larger number or another folder"
+        )
+    if wanted == limit:
+        return False
+    missing = [name for name in manifest.extent.coders if name not in given]
+    if missing:
+        raise InputError(
+            f"{path} cannot grow without all of its coders, and these are not given: {', '.join(missing)}; "
+            "name every coder (--coder) and control (--control) of the store again"
+        )
+    return True
 
 
 def _check_not_imported(path: Path) -> None:

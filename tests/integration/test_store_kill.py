@@ -85,6 +85,7 @@ def build(path, coders, *, num_contexts=NUM_CONTEXTS, grows=False):
             document = Document(document=context // 3, source_row=context)
             assert context == writer.add_contexts([rng.integers(0, 2, length)], [[(context // 3, 0)]], documents=[document])
             for coder in writer.coder_names:
+                rng = np.random.default_rng([context, len(coder)])
                 fires = rng.random((CODERS[coder].width, length)) < 0.1
                 latents, offsets = np.nonzero(fires[:, ::-1])
                 values = rng.normal(size=len(latents)).astype(np.float32)
