@@ -418,7 +418,7 @@ class StoreWriter:
     def _stored_parts(self) -> list[Path]:
         if self._manifest is not None:
             return [self.path / name for name in sorted(self._manifest.files) if name.startswith("tokens/")]
-        return [self.path / tokens_part(run) for run in self._runs]
+        return [self.path / tokens_part(run) for run in sorted(self._runs)]
 
     def finish(self) -> Manifest:
         """Merge the runs, write the manifest, remove what was needed only for building; return the manifest.
