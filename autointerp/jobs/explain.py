@@ -101,7 +101,9 @@ async def explain_from(
     await check_needs("explainer", explainer.name, explainer.needs, engine)
     method = explain_method(config, source, explainer, engine)
     scope = wanted_latents(config, source)
-    folder = ResultsFolder.create(config.results, store_id=source.store_id, provenance={"store": source.path})
+    folder = ResultsFolder.create(
+        config.results, store_id=source.store_id, provenance={"store": source.path}, outgrown=source.outgrown
+    )
     for coder in scope if scope is not None else choose_coders(config.coders, source):
         folder.register_coder(coder, source.coder_ids[coder])
     folder.register(method)

@@ -21,8 +21,8 @@ import orjson
 from autointerp.errors import ConfigError, StoreError
 from autointerp.files import disk_errors
 
-_PATIENCE_S = 30.0
-"""How long a worker waits for another one that starts, which holds the store alone for a moment."""
+_PATIENCE_S, _MOMENT_S = 30.0, 1.0
+"""How long a worker waits for another one that starts and so holds the store alone, and for who does not say it is a worker."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class WriterLock:
 
     def _take_beside(self, path: Path) -> None:
         """Take the store's lock alone where nobody has it, else shared with other workers."""
-        until = time.monotonic() + _PATIENCE_S
+        start = time.monotonic()
         with contextlib.suppress(StoreError):
             self._take(path)
             return
@@ -105,7 +105,9 @@ class WriterLock:
                 self._take(path, is_shared=True)
                 return
             except StoreError:
-                if not _read_holder(path).get("is_worker") or time.monotonic() > until:
+                # What the file says may be of the holder before, who is gone.
+                patience = _PATIENCE_S if _read_holder(path).get("is_worker", True) else _MOMENT_S
+                if time.monotonic() > start + patience:
                     raise
             time.sleep(0.02)
 

@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ import pytest
 
 from autointerp.errors import StoreError
 from autointerp.store import CoderRecord, Document, Identity, StoreWriter, open_store, verify_store, write_vocabulary
+from autointerp.store.lock import Worker
 
 CTX_LEN = 16
 NUM_CONTEXTS = 34
@@ -49,7 +51,14 @@ def test_growth_killed_at_many_commit_points(tmp_path):
 @pytest.mark.parametrize("seed", [0, 1])
 def test_growth_killed_at_random_commit_points(tmp_path, seed):
     figures = run("grow", tmp_path, seed)
-    assert figures["wrong"] == [] and figures["killed"] >= 4
+    assert figures["wrong"] == [] and figures["killed"] >= 2
+
+
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)])
+def test_workers_at_once_killed_at_random(tmp_path, seed):
+    """Three processes on one new store, then on one that grows; each is killed now and then and started again."""
+    figures = run("workers", tmp_path, seed)
+    assert figures["wrong"] == [] and figures["killed"] >= 3
 
 
 def run(*arguments):
@@ -63,7 +72,7 @@ def run(*arguments):
     return json.loads(done.stdout)
 
 
-def build(path, coders, *, num_contexts=NUM_CONTEXTS, grows=False):
+def build(path, coders, *, num_contexts=NUM_CONTEXTS, grows=False, worker=None):
     """Write the whole store, as the caching job does."""
     with StoreWriter.create_or_resume(
         path,
@@ -73,10 +82,11 @@ def build(path, coders, *, num_contexts=NUM_CONTEXTS, grows=False):
         row_group_rows=256,
         part_rows=900,
         is_growing=grows,
+        worker=worker,
     ) as writer:
         if writer.is_finished:
             return
-        if not grows and not writer.has_tokenizer:
+        if not grows and worker is None and not writer.has_tokenizer:
             write_vocabulary(path / "tokenizer", [b"a", b"b"], [False, True])
         context = 0
         while not writer.has_all_runs and context < num_contexts:
@@ -93,7 +103,10 @@ def build(path, coders, *, num_contexts=NUM_CONTEXTS, grows=False):
             context += 1
             if not writer.room:
                 writer.close_run()
-        writer.finish()
+        if worker is None:
+            writer.finish()
+        else:
+            writer.close_run()
 
 
 def kill_before(number):
@@ -120,24 +133,36 @@ def kill_before(number):
 
 def in_child(path, coders, number, **options):
     """Build in a forked child that is killed before its call `number`; return (was it killed, its calls)."""
+    return wait(*start(path, coders, number, **options), f"call {number} of {path}")
+
+
+def start(path, coders, number, **options):
+    """Fork a child that builds; return its process id and where it says how many calls it made."""
     receive, send = os.pipe()
     child = os.fork()
     if not child:
+        os.close(receive)
         code = 1
         try:
             calls = kill_before(number)
             build(path, coders, **options)
             os.write(send, str(calls[0]).encode())
             code = 0
+        except BaseException:
+            traceback.print_exc()
         finally:
             os._exit(code)
     os.close(send)
+    return child, receive
+
+
+def wait(child, receive, what):
     status = os.waitpid(child, 0)[1]
     with os.fdopen(receive) as file:
         calls = int(file.read() or 0)
     killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
     if not killed and status:
-        raise SystemExit(f"the child failed before call {number} of {path}")
+        raise SystemExit(f"the child failed before {what}")
     return killed, calls
 
 
@@ -222,7 +247,7 @@ def main_grow(folder, seed=None):
     wrong = [name for name in at_once if name != "manifest.json" and at_once[name] != expected.get(name)]
     states, num_killed = {}, 0
     points = [point for point in range(1, num_events + 1) if point % 3 == 0 or point > num_events - 90]
-    for first in points if seed is None else random.Random(int(seed)).sample(points, 4):
+    for first in points if seed is None else random.Random(int(seed)).sample(points, 2):
         shutil.copytree(folder / "small", path)
         kill_at, rng = first, random.Random(first)
         # Once at this point; with a seed, again and again.
@@ -238,5 +263,34 @@ def main_grow(folder, seed=None):
     json.dump({"events": num_events, "killed": num_killed, "states": states, "wrong": wrong}, sys.stdout)
 
 
+def main_workers(folder, seed):
+    build(folder / "warm", CODERS)
+    in_child(folder / "at_once", CODERS, 0)
+    in_child(folder / "grown", CODERS, 0, num_contexts=NUM_BEFORE)
+    in_child(folder / "grown", CODERS, 0, grows=True)
+    in_child(folder / "small", CODERS, 0, num_contexts=NUM_BEFORE)
+    rng, num_killed, wrong = random.Random(int(seed)), 0, []
+    for name, grows in (("at_once", False), ("grown", True)):
+        path = folder / f"{name}-by-workers"
+        if grows:
+            shutil.copytree(folder / "small", path)
+        waiting = {Worker(index, 3): 2 for index in (1, 2, 3)}  # how often each will be killed
+        while waiting:
+            children = {
+                worker: start(path, CODERS, rng.randint(1, 40) if kills else 0, worker=worker, grows=grows)
+                for worker, kills in waiting.items()
+            }
+            for worker, child in children.items():
+                killed, _ = wait(*child, f"the end of {worker}")
+                num_killed += killed
+                waiting[worker] -= 1
+                if not killed:
+                    del waiting[worker]
+        in_child(path, CODERS, 0, grows=grows)
+        found, expected = tree(path), tree(folder / name)
+        wrong += [[name, file] for file in sorted(set(found) | set(expected)) if found.get(file) != expected.get(file)]
+    json.dump({"killed": num_killed, "wrong": wrong}, sys.stdout)
+
+
 if __name__ == "__main__":
-    {"build": main, "grow": main_grow}[sys.argv[1]](Path(sys.argv[2]), *sys.argv[3:])
+    {"build": main, "grow": main_grow, "workers": main_workers}[sys.argv[1]](Path(sys.argv[2]), *sys.argv[3:])
