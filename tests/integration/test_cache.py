@@ -359,6 +359,7 @@ class TestRefusal:
     def test_a_plan_foresees_the_disk_and_writes_nothing(self, settings, tiny_sae):
         config = settings(corpus={"num_tokens": 2000}, contexts_per_run=None)
         plan = plan_cache(config)
+        assert plan_cache(settings()).text().endswith("not known without a number of tokens; give one with --tokens")
         assert not config.out.exists()
         assert plan.coders == ("sae", "transcoder") and plan.num_tokens == 2000
         store = open_store(cache(config))
@@ -371,7 +372,6 @@ class TestRefusal:
         added = plan_cache(more)
         assert added.coders == ("again",) and added.disk is not None and plan.disk is not None
         assert added.disk.final_bytes < plan.disk.final_bytes - 4 * 2000  # the tokens are there
-        assert plan_cache(settings()).text().endswith("not known without a number of tokens; give one with --tokens")
 
     def test_configurations(self, settings):
         with pytest.raises(ConfigError, match=r"unknown key 'token_filtr'; did you mean 'token_filter'\?"):
