@@ -43,7 +43,11 @@ def test_others_read_the_same_numbers(coder, tmp_path):
         values.append(strength)
     assert str(pq.read_schema(next(Path(ACTIVATIONS).glob("*.parquet"))).field("activation").type) == "halffloat"
     wanted = [np.concatenate(column).tolist() for column in (latents, positions, values)]
-    by_duckdb = duckdb.connect().execute(f"select * from '{ACTIVATIONS}/*.parquet' order by latent, position").fetchall()
+    by_duckdb = (
+        duckdb.connect()
+        .execute(f"select latent, position, activation from '{ACTIVATIONS}/*.parquet' order by latent, position")
+        .fetchall()
+    )
     by_pandas = pd.read_parquet(ACTIVATIONS)
     by_datasets = load_dataset(
         "parquet", data_files=f"{ACTIVATIONS}/*.parquet", split="train", cache_dir=str(tmp_path / "datasets")
