@@ -7,10 +7,9 @@ the first one stopped, adds the coders that a finished store lacks, or leaves it
 from __future__ import annotations
 
 import logging
-import shutil
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
@@ -23,16 +22,18 @@ from autointerp.coders.inputs import Matched
 from autointerp.coders.load import load_coder
 from autointerp.coders.random_coder import random_coder
 from autointerp.config import RUNTIME, Config
-from autointerp.errors import ConfigError, IdentityError, InputError, Interrupted, ResourceError
+from autointerp.errors import ConfigError, IdentityError, InputError, Interrupted
 from autointerp.files import read_json
 from autointerp.jobs.coder_checks import absurd
 from autointerp.jobs.controls import RANDOM_CODER, REINIT_MATCHED, Control, parse_controls
 from autointerp.jobs.signals import StopFlag, listening
 from autointerp.jobs.token_progress import TokenProgress
 from autointerp.store.corpus import tokens_digest
+from autointerp.store.disk import DiskPlan, check_disk, plan_disk, size_text
 from autointerp.store.layout import GROWN, MANIFEST, STATE, TOKENIZER, check_coder_names, coder_file
 from autointerp.store.lock import Worker
 from autointerp.store.manifest import (
+    CoderExtent,
     CoderRecord,
     Identity,
     Manifest,
@@ -61,8 +62,6 @@ _CONTROL_CONTEXTS = 32
 """Contexts on which what a control must match is measured."""
 _BATCHES_PER_GROUP = 16
 """Batches whose contexts are sorted by length together."""
-_BYTES_PER_ACTIVATION = 9.0
-"""Disk at the worst moment: a spilled run (about 6 bytes) and the merged part (about 3) side by side."""
 
 
 class CoderConfig(Config):
@@ -133,17 +132,61 @@ def cache(config: CacheConfig | Mapping[str, Any]) -> Path:
     path = config.out.expanduser()
     StoreWriter.complete(path)
     _check_not_imported(path)
-    if config.extend_tokens is not None:
-        config = config.model_copy(update={"corpus": config.corpus.model_copy(update={"num_tokens": config.extend_tokens})})
     stop = StopFlag()
     with listening(stop):
         return _Job(config, stop).run()
+
+
+@dataclass(frozen=True, kw_only=True)
+class CachePlan:
+    """What a call of :func:`cache` would take."""
+
+    coders: tuple[str, ...]
+    """The coders that are not in the store yet, controls among them; all of them where it grows."""
+    num_tokens: int | None
+    """Corpus tokens (of a store that grows, the new ones); None: all that the corpus has, not known before it is read."""
+    l0: float
+    """Expected activations per token, of `coders` together."""
+    tokens_per_s: float
+    """Measured on the first contexts: subject and encoding, without writing."""
+    disk: DiskPlan | None
+    """None where `num_tokens` is."""
+
+    def text(self) -> str:
+        """Return the plan in a few lines."""
+        if not self.coders:
+            return "all of this is in the store already; nothing to do"
+        lines = [f"coders: {', '.join(self.coders)}; about {self.l0:.0f} activations per token"]
+        if self.num_tokens is None or self.disk is None:
+            return "\n".join([*lines, "disk and time: not known without a number of tokens; give one with --tokens"])
+        disk = self.disk
+        return "\n".join(
+            [
+                *lines,
+                f"{self.num_tokens:,} tokens, {self.num_tokens * self.l0:,.0f} activations",
+                f"disk: {size_text(disk.spill_bytes)} of runs, {size_text(disk.final_bytes)} in the end, "
+                f"{size_text(disk.peak_bytes)} at the most",
+                f"time: about {self.num_tokens / self.tokens_per_s / 60:,.1f} min at {self.tokens_per_s:,.0f} tokens/s",
+            ]
+        )
+
+
+def plan_cache(config: CacheConfig | Mapping[str, Any]) -> CachePlan:
+    """Say what `cache` would take, from the first contexts of the corpus; nothing is written.
+
+    Raises: as :func:`cache`, for what is known before the first run.
+    """
+    if not isinstance(config, CacheConfig):
+        config = CacheConfig.parse(config, where="cache")
+    return _Job(config, StopFlag()).plan()
 
 
 class _Job:
     """One call of :func:`cache`."""
 
     def __init__(self, config: CacheConfig, stop: StopFlag) -> None:
+        if config.extend_tokens is not None:
+            config = config.model_copy(update={"corpus": config.corpus.model_copy(update={"num_tokens": config.extend_tokens})})
         self._config, self._stop = config, stop
         self._worker = Worker.parse(config.worker) if config.worker is not None else None
         if self._worker is not None and config.coders_per_pass is not None:
@@ -177,6 +220,30 @@ class _Job:
         self._batch_tokens = config.batch_tokens or (2048 if self._subject.device.type == "cpu" else 8192)
         self._is_corpus_checked = False
         self._first: list[Context] = []
+
+    def plan(self) -> CachePlan:
+        path, num_tokens = self._config.out.expanduser(), self._config.corpus.num_tokens
+        l0, seconds, num_probed = dict[str, float](), 0.0, 0
+        for coders in self._passes():
+            recorder, some = self._load(path, coders)  # also the first, slow pass
+            l0 |= some
+            contexts = list(islice(self._corpus.contexts(), _CONTROL_CONTEXTS))
+            started, num_probed = time.perf_counter(), sum(len(context.tokens) for context in contexts)
+            for _, found in recorder.batches(contexts):
+                for _ in found:  # encodes
+                    pass
+            seconds += time.perf_counter() - started
+        there = {} if self._is_growing else _coders_there(path)
+        disk = self._disk(path, l0, is_growing=self._is_growing)
+        if self._is_growing and num_tokens is not None:
+            num_tokens = max(0, num_tokens - read_manifest(path).extent.num_tokens)
+        return CachePlan(
+            coders=tuple(name for name in l0 if name not in there),
+            num_tokens=num_tokens,
+            l0=sum(value for name, value in l0.items() if name not in there),
+            tokens_per_s=num_probed / seconds,
+            disk=disk,
+        )
 
     def run(self) -> Path:
         path = self._config.out.expanduser()
@@ -219,10 +286,9 @@ class _Job:
 
     def _lacks(self, path: Path, coders: Sequence[CoderConfig]) -> bool:
         """Return whether one of these coders or their controls is not in a finished store."""
-        there = read_manifest(path).extent.coders if (path / MANIFEST).exists() else {}
         names = {coder.name for coder in coders}
         names |= {control.name for control in self._all_controls if control.of in names}
-        return not names <= set(there)
+        return not names <= set(_coders_there(path))
 
     def _load(self, path: Path, coders: Sequence[CoderConfig]) -> tuple[Recorder, dict[str, float]]:
         """Bring these coders and their controls into memory, in place of others; return what runs them, and their L0."""
@@ -243,7 +309,7 @@ class _Job:
 
         `is_growing`: what the store has already of these is recorded on the tokens that are new.
         """
-        there = read_manifest(path).extent.coders if is_growing else {}
+        there = _coders_there(path) if is_growing else {}
         coders = [coder for coder in coders if coder.name in there or not is_growing]
         if not coders:
             return
@@ -251,7 +317,9 @@ class _Job:
         if not l0_of_all:
             self._check_coders(path, self._first[:_PROBE_CONTEXTS])
         l0 = {**l0, **l0_of_all}
-        self._check_disk(path, l0)
+        disk = self._disk(path, l0, is_growing=is_growing)
+        if disk is not None:
+            check_disk(path, disk)
         with StoreWriter.create_or_resume(
             path,
             identity=self._identity(),
@@ -299,7 +367,7 @@ class _Job:
             "worker %d of %d is done; %s",
             worker.index, worker.count,
             f"{sum(missing.values())} runs are still missing: {whose}" if missing
-            else f"all {writer.committed_runs} runs are there: run the same command without --worker to merge them",
+            else f"all {writer.num_runs} runs are there: run the same command without --worker to merge them",
         )  # fmt: skip
 
     @property
@@ -436,20 +504,21 @@ class _Job:
             l0 = {name: l0.get(name, max(1.0, totals[name] / num_tokens)) for name in self._records}
         return l0
 
-    def _check_disk(self, path: Path, l0: Mapping[str, float]) -> None:
-        """Raise ResourceError when the store surely will not fit."""
-        num_tokens = self._config.corpus.num_tokens
-        there = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
-        free = shutil.disk_usage(there).free
-        if num_tokens is None or (path / MANIFEST).exists():
-            return
-        total = sum(l0.values())
-        need = num_tokens * (4 + _BYTES_PER_ACTIVATION * total)
-        if need > free:
-            raise ResourceError(
-                f"{path} needs about {need / 1e9:.1f} GB for {num_tokens:,} tokens at {total:.0f} activations "
-                f"per token, and {there} has {free / 1e9:.1f} GB free; cache fewer tokens or choose another disk with --out"
-            )
+    def _disk(self, path: Path, l0: Mapping[str, float], *, is_growing: bool) -> DiskPlan | None:
+        """Return what is still to be written; None when the number of tokens is not known."""
+        num_tokens, there = self._config.corpus.num_tokens, _coders_there(path)
+        if num_tokens is None:
+            return None
+        if not is_growing:
+            missing = {name: value for name, value in l0.items() if name not in there}
+            return plan_disk(num_tokens, missing, has_corpus=bool(there))
+        # The store stays as it is while a larger one is built beside it.
+        manifest = read_manifest(path)
+        theirs = {name: l0.get(name, extent.num_activations / manifest.extent.num_tokens) for name, extent in there.items()}
+        whole = plan_disk(num_tokens, theirs)
+        spilled = plan_disk(max(0, num_tokens - manifest.extent.num_tokens), theirs).spill_bytes
+        stored = sum(entry.num_bytes for entry in manifest.files.values())
+        return DiskPlan(spill_bytes=spilled, final_bytes=whole.final_bytes, peak_bytes=stored + spilled + whole.final_bytes)
 
     def _identity(self) -> Identity:
         corpus = self._config.corpus
@@ -577,6 +646,11 @@ def _check_not_imported(path: Path) -> None:
             f"{path} was imported from {origin}, which does not record the subject's weights, so no coder and no control can "
             "be added to it; cache the corpus into another folder"
         )
+
+
+def _coders_there(path: Path) -> Mapping[str, CoderExtent]:
+    """Return the coders of the finished store, if there is one."""
+    return read_manifest(path).extent.coders if (path / MANIFEST).exists() else {}
 
 
 def _recorded_k(path: Path, name: str) -> int | None:

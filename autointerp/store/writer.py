@@ -254,8 +254,13 @@ class StoreWriter:
         run = self._runs.get(self._run)
         return (self.contexts_per_run if run is None else run.num_contexts) - (self._next - self._first)
 
+    @property
+    def num_runs(self) -> int:
+        """How many runs were added or passed over by this process."""
+        return self._run
+
     def missing_runs(self) -> list[int]:
-        """Return which runs of the corpus, read to its end, are not committed by any worker yet."""
+        """Return which of the first `num_runs` runs are not committed by any worker yet."""
         there = read_runs(self.path)
         return [run for run in range(self._run) if run not in there]
 

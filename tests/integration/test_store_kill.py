@@ -148,7 +148,7 @@ def start(path, coders, number, **options):
             build(path, coders, **options)
             os.write(send, str(calls[0]).encode())
             code = 0
-        except BaseException:
+        except BaseException:  # noqa: BLE001  told, and then the child ends as any other
             traceback.print_exc()
         finally:
             os._exit(code)
