@@ -289,8 +289,11 @@ def is_done(path: Path, manifest: Manifest) -> bool:
 
 def clean(path: Path) -> None:
     """Remove what killed processes left half-written; only for the process that holds the lock."""
-    for file in path.rglob(f"{TEMPORARY_PREFIX}*"):
-        file.unlink(missing_ok=True)
+    for file in list(path.rglob(f"{TEMPORARY_PREFIX}*")):
+        if file.is_dir():
+            shutil.rmtree(file, ignore_errors=True)
+        else:
+            file.unlink(missing_ok=True)
 
 
 def remove_building(path: Path) -> None:

@@ -21,6 +21,9 @@ from autointerp.store.layout import BUILDING, GROWN, MANIFEST, STATE, FileEntry,
 from autointerp.store.manifest import Manifest, read_manifest
 from autointerp.store.runs import Run
 
+_DERIVED = ("embeddings", "derived")
+"""Folders of what was computed from the tokens, besides the tables in the coders' folders."""
+
 
 class Base(Config):
     """What a larger store takes over from the one it is built from."""
@@ -121,7 +124,8 @@ def swap_if_due(path: Path) -> bool:
     shutil.rmtree(path / GROWN / BUILDING, ignore_errors=True)
     is_larger = grown.provenance["extended"][-1]["store_id"] != grown.store_id
     if is_larger:
-        shutil.rmtree(path / "embeddings", ignore_errors=True)
+        for name in _DERIVED:
+            shutil.rmtree(path / name, ignore_errors=True)
     for folder in ("tokens", "documents", "coders"):
         for file in sorted((path / folder).rglob("*")):
             is_derived = folder == "coders" and file.parent.parent.name == "coders"

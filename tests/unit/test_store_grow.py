@@ -7,6 +7,8 @@ import pytest
 
 from autointerp.errors import IdentityError, InputError, StoreError
 from autointerp.store import StoreWriter, open_store, read_manifest, verify_store
+from autointerp.store.lock import Worker
+from autointerp.store.progress import store_status
 from tests.unit.test_store_build import CODERS, CTX_LEN, IDENTITY, Corpus, build, check, record, tree
 
 NUM_CONTEXTS = 31
@@ -193,3 +195,47 @@ class TestRefusals:
         StoreWriter.complete(path)
         check(open_store(path), whole)
         assert verify_store(path) == [] and not (path / "building").exists()
+
+
+class TestStatus:
+    def test_of_a_store_begun_finished_and_extended(self, tmp_path, whole):
+        path = tmp_path / "store"
+        with pytest.raises(StoreError, match="holds no store, finished or begun"):
+            store_status(path)
+        build(path, whole, stop=12)
+        tokens = sum(map(len, whole.tokens[:10]))
+        assert store_status(path).splitlines() == [
+            f"{path} is not finished: empty, signed@in, wide",
+            f"  2 runs of up to 5 contexts, {tokens} tokens",
+            "  run the same cache command again to go on",
+        ]
+        part = first(whole, 13)
+        store = build(path, part)
+        finished = [
+            f"{path}: {store.num_tokens} tokens of {len(part.documents)} documents",
+            "  empty: 5 latents, 0 activations",
+            *(
+                f"  {name}: {CODERS[name].width} latents, {len(part.activations[name]):,} activations"
+                for name in CODERS
+                if name != "empty"
+            ),
+        ]
+        assert sorted(store_status(path).splitlines()) == sorted(finished)
+        grow(path, whole, stop=22)
+        assert store_status(path).splitlines()[4:] == [
+            f"extending {path}: empty, signed@in, wide",
+            f"  4 runs of up to 5 contexts, {sum(map(len, whole.tokens[:20]))} tokens",
+            "  run the same cache command again to go on",
+        ]
+
+    def test_of_workers(self, tmp_path, whole):
+        path = tmp_path / "store"
+        with StoreWriter.create_or_resume(path, identity=IDENTITY, coders=CODERS, worker=Worker(2, 3), **OPTIONS) as writer:
+            whole.feed(writer)
+            writer.close_run()
+            assert writer.num_runs == 7 and writer.missing_runs() == [0, 2, 3, 5, 6]
+        assert store_status(path).splitlines()[2:] == [
+            "  runs by worker 1: 0, worker 2: 2, worker 3: 0; 3 missing before the last one",
+            "  run the same cache command again to go on (without --worker to merge)",
+        ]
+        check(build(path, whole), whole)
