@@ -247,7 +247,7 @@ class _Job:
 
     def run(self) -> Path:
         path = self._config.out.expanduser()
-        self._check_corpus_of_unfinished(path / GROWN if self._is_growing else path)
+        self._check_corpus_of_unfinished(path)
         passes = self._passes()
         l0: dict[str, float] = {}
         if len(passes) > 1 and (self._is_growing or any(self._lacks(path, coders) for coders in passes)):
@@ -258,6 +258,8 @@ class _Job:
         if self._is_growing:
             self._run_passes(path, passes, l0, is_growing=True)
             self._is_corpus_checked = True
+            if self._worker is not None:
+                return path  # coders that the store lacks are added when it has grown
         if any(self._lacks(path, coders) for coders in passes):
             passes = [coders for coders in passes if self._lacks(path, coders)]
         elif self._is_growing:
@@ -546,16 +548,23 @@ class _Job:
 
     def _check_corpus_of_unfinished(self, path: Path) -> None:
         """Raise IdentityError when a store under way was started for another corpus."""
-        if (path / MANIFEST).exists() or not (path / STATE).exists():
+        if self._is_growing:
+            begun = next((path / GROWN / name for name in (STATE, MANIFEST) if (path / GROWN / name).exists()), None)
+        else:
+            begun = path / STATE if (path / STATE).exists() and not (path / MANIFEST).exists() else None
+        if begun is None:
             return
-        there = read_json(path / STATE).get("provenance", {}).get("corpus")
+        there = read_json(begun).get("provenance", {}).get("corpus")
         here = self._config.corpus.identity()
         differs = [name for name in here if there is not None and there.get(name) != here[name]]
         if differs:
             name = differs[0]
+            how, instead = "was started", "another folder"
+            if self._is_growing:
+                how, instead = "began to grow", f"remove {path / GROWN} to give that up"
             raise IdentityError(
-                f"{path} was started with corpus.{name} = {there.get(name)!r} and {here[name]!r} is wanted now; "
-                "use the former, or another folder"
+                f"{path} {how} with corpus.{name} = {there.get(name)!r} and {here[name]!r} is wanted now; "
+                f"use the former, or {instead}"
             )
 
     def _check_corpus_of_finished(self, manifest: Manifest, contexts: Iterator[Context]) -> None:

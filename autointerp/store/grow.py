@@ -105,22 +105,26 @@ def _link(source: Path, target: Path) -> None:
     temporary.unlink(missing_ok=True)
 
 
+def is_swap_due(path: Path) -> bool:
+    """Return whether a larger store holds all coders of the one at `path`, or is moving into its place already."""
+    if not (path / GROWN / MANIFEST).exists():
+        return False
+    there = read_manifest(path).extent.coders if (path / MANIFEST).exists() else {}
+    return set(there) <= set(read_manifest(path / GROWN).extent.coders)
+
+
 def swap_if_due(path: Path) -> bool:
     """Put a finished larger store in the place of the one at `path`, or go on doing so; only for who holds the lock alone.
 
     Returns whether there was one. What was derived from the smaller store is removed.
     """
-    if not (path / GROWN / MANIFEST).exists():
-        if not (path / GROWN / STATE).exists():
+    if not is_swap_due(path):
+        if not (path / GROWN / MANIFEST).exists() and not (path / GROWN / STATE).exists():
             shutil.rmtree(path / GROWN, ignore_errors=True)  # of a swap that was killed while it cleaned up
         return False
     grown = read_manifest(path / GROWN)
-    if (path / MANIFEST).exists():
-        before = read_manifest(path)
-        if not set(before.extent.coders) <= set(grown.extent.coders):
-            return False
-        (path / MANIFEST).unlink()
-        sync_folder(path)
+    (path / MANIFEST).unlink(missing_ok=True)
+    sync_folder(path)
     shutil.rmtree(path / GROWN / BUILDING, ignore_errors=True)
     is_larger = grown.provenance["extended"][-1]["store_id"] != grown.store_id
     if is_larger:

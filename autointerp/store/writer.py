@@ -39,7 +39,7 @@ from autointerp.store.corpus import (
     write_documents,
     write_tokens,
 )
-from autointerp.store.grow import swap_if_due, tail_parts, take_over
+from autointerp.store.grow import is_swap_due, swap_if_due, tail_parts, take_over
 from autointerp.store.layout import (
     BUILDING,
     CORPUS,
@@ -181,7 +181,7 @@ class StoreWriter:
 
         Raises: StoreError when another process writes the store.
         """
-        if (path / GROWN / MANIFEST).exists():
+        if is_swap_due(path):
             lock = WriterLock(path / BUILDING / LOCK_NAME, store=path)
             try:
                 swap_if_due(path)

@@ -131,7 +131,7 @@ class TestRefusals:
         with monkeypatch.context() as patch, pytest.raises(Interrupted):
             patch.setattr(module.StoreWriter, "close_run", lambda writer: (_ for _ in ()).throw(Interrupted("enough")))
             cache(settings(extend_tokens=2000))
-        with pytest.raises(IdentityError, match=r"was started with corpus.num_tokens = 2000 and 1500 is wanted now"):
+        with pytest.raises(IdentityError, match=r"began to grow with corpus.num_tokens = 2000 and 1500 is wanted now"):
             cache(settings(extend_tokens=1500))
         cache(settings(extend_tokens=2000))
         assert open_store(path).num_tokens >= 2000
