@@ -23,7 +23,7 @@ def settings(tiny_subject, tmp_path):
         coders = [{"name": f"c{i}", "source": str(tmp_path / f"coder{i}/layers.1")} for i in range(4)]
         values = {
             "subject": str(tiny_subject),
-            "corpus": {"source": str(tmp_path / "corpus.txt"), "ctx_len": 16, "num_tokens": 1200},
+            "corpus": {"source": str(tmp_path / "corpus.txt"), "ctx_len": 16, "num_tokens": 700},
             "coders": coders,
             "controls": ["random-coder:c2"],
             "out": tmp_path / "store",
@@ -81,7 +81,7 @@ def test_the_second_call_goes_on(settings, tmp_path, monkeypatch):
     def stopping(writer):
         commit(writer)
         commits.append(writer.coder_names)
-        if len(commits) == 7:
+        if len(commits) == 4:
             raise Interrupted("enough")
 
     with monkeypatch.context() as patch, pytest.raises(Interrupted):
