@@ -277,12 +277,16 @@ class Explanations:
         self._shards: OrderedDict[int, dict[Key, list[Explanation]]] = OrderedDict()
 
     def of(self, key: Key) -> list[Explanation]:
-        """Return the rows of a latent, whatever their status; empty when it was not explained yet."""
+        """Return the rows of a latent to grade: its usable ones; without any, one that says why; empty before it is explained.
+
+        What an explainer wrote on the way to another explanation, and did not choose, is not graded.
+        """
         shard = self._shard_of(key)
         if shard is None:
             return []
         with self._lock:
-            return self._rows(shard).get(key, [])
+            rows = self._rows(shard).get(key, [])
+        return [row for row in rows if row.status == "ok"] or rows[:1]
 
     def _rows(self, shard: int) -> dict[Key, list[Explanation]]:
         if shard not in self._shards:

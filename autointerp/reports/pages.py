@@ -104,8 +104,11 @@ def latent_page(coder: str, latent: int, rows: Mapping[str, Sequence[Row]], *, m
     return page
 
 
-def _explanations(rows: Iterable[Row]) -> list[dict[str, Any]]:
-    ordered = sorted(rows, key=lambda row: (explainer_label(row), row["sample"] or 0, row["explanation_id"] or ""))
+def _explanations(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    usable = {explainer_label(row) for row in rows if row["status"] == "ok"}
+    # What an explainer wrote and did not choose is in the tables only.
+    shown = [row for row in rows if row["status"] == "ok" or explainer_label(row) not in usable]
+    ordered = sorted(shown, key=lambda row: (explainer_label(row), row["sample"] or 0, row["explanation_id"] or ""))
     several = len(ordered) > 1
     return [
         {
