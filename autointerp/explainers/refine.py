@@ -187,9 +187,11 @@ class Refine:
         mistakes: Mistakes | None = None
         for number in range(1, self.config.rounds + 1):
             text = best.text or ""
+            if score >= 1.0:
+                break
             if mistakes is None:
                 mistakes = await self._mistakes(latent, text, resources)
-            if not len(mistakes) or score >= 1.0:
+            if not len(mistakes):
                 break
             new = await self._revised(latent, best, mistakes, tried, resources, number)
             if new.text is None:
@@ -200,7 +202,7 @@ class Refine:
                 break
             found = await self._judged.validate(latent, new.text, resources)
             if found is not None and found > score:
-                why = f"bettered by sample {number}: {three_digits(score)} on the validate pool, that one has {three_digits(found)}"
+                why = f"bettered by sample {number}: {score:.3f} on the validate pool, that one has {found:.3f}"
                 others.append(rejected(best, why, validate_score=score, judge=judge))
                 best, score, mistakes, tried = new, found, None, []
             else:
