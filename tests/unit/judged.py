@@ -3,6 +3,7 @@
 import json
 import re
 from dataclasses import replace
+from functools import lru_cache
 
 from planted import planted, windows
 
@@ -17,15 +18,22 @@ MEANINGS = {
 }
 """What a judge that knows the explanation says of a text."""
 
+CHAIN = ["os.path, or a cat, or answers", "the word path", "os.path, or a cat", "path after os."]
+"""What is said in rounds 0 to 3: the second is worse than the first."""
 
-def validated(num=20, **changes):
-    """The latent, with `num` windows of the validate pool on either side."""
-    latent = replace(
-        planted(),
-        validate_positives=windows(num, active=True, seed=31, start=6000),
-        validate_negatives=windows(num, active=False, seed=32, start=7000),
+
+@lru_cache(maxsize=16)
+def _validated(num, seed):
+    return replace(
+        planted(seed=seed),
+        validate_positives=windows(num, active=True, seed=seed + 31, start=6000),
+        validate_negatives=windows(num, active=False, seed=seed + 32, start=7000),
     )
-    return replace(latent, **changes)
+
+
+def validated(num=20, *, seed=0, **changes):
+    """The latent, with `num` windows of the validate pool on either side."""
+    return replace(_validated(num, seed), **changes)
 
 
 def is_judging(request):

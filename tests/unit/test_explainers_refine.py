@@ -5,7 +5,7 @@ import re
 from dataclasses import replace
 
 import pytest
-from judged import by_hand, engine, is_judging, judged, key, texts_of, validated
+from judged import CHAIN, by_hand, engine, is_judging, judged, key, texts_of, validated
 from planted import VOCABULARY, resources, run, windows
 from planted import explained as said
 
@@ -16,9 +16,6 @@ from autointerp.llm.fake import FakeEngine
 from autointerp.protocols import Resources
 from autointerp.records import Examples
 from autointerp.scorers.fuzzing import Fuzzing, FuzzingConfig
-
-CHAIN = ["os.path, or a cat, or answers", "the word path", "os.path, or a cat", "path after os."]
-"""What is said in rounds 0 to 3: the second is worse than the first."""
 
 
 def say(request, chain=CHAIN):
