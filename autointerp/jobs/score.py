@@ -356,7 +356,9 @@ class ScoreWork:
             if not graded:
                 # A partner that a later run may explain leaves this latent for that run.
                 may_come = any(row.status in RETRYABLE for row in theirs)
-                rows.scores.append(self._empty(latent, None, "no_reply" if may_come else "not_applicable"))
+                status: Status = "no_reply" if may_come else "not_applicable"
+                why = f"the control {self.method.control} has no explanation to put in place of the latent's"
+                rows.scores.append(self._empty(latent, None, status, reason=why))
         for row in graded:
             rows.extend(await self._score(latent, row, resources))
         return rows
@@ -395,7 +397,7 @@ class ScoreWork:
         partner = int(np.asarray(self._source.partners(key[0]))[key[1]])
         return (key[0], partner) if partner >= 0 else None
 
-    def _empty(self, latent: LatentExamples, row: Explanation | None, status: Status) -> Score:
+    def _empty(self, latent: LatentExamples, row: Explanation | None, status: Status, *, reason: str | None = None) -> Score:
         """The row of a latent without a score: of the headline metric, so that coverage can be read from it."""
         return Score(
             coder=latent.coder,
@@ -419,6 +421,7 @@ class ScoreWork:
             chance=None,
             disjoint=latent.disjoint,
             num_scored=0,
+            reason=reason or (row.reason if row is not None else None),
         )
 
 

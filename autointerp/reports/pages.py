@@ -116,7 +116,7 @@ def _explanations(rows: Sequence[Row]) -> list[dict[str, Any]]:
             "label": explainer_label(row),
             "letter": _LETTERS[i % len(_LETTERS)] if several else "",
             "prompt": short(row["prompt_id"] or ""),
-            "why": STATUS_WORDS.get(row["status"], row["status"]),
+            "why": row.get("reason") or STATUS_WORDS.get(row["status"], row["status"]),
         }
         for i, row in enumerate(ordered)
     ]
@@ -213,7 +213,7 @@ def _score(row: Row, control: tuple[float, str] | None) -> dict[str, Any]:
             value, row["ci_low"], row["ci_high"], chance=row["chance"], control=beside, domain=domain, width=124
         ),
         "unscored": {reason: count for reason, count in unscored.items() if count},
-        "why": STATUS_WORDS.get(row["status"], row["status"]),
+        "why": row.get("reason") or STATUS_WORDS.get(row["status"], row["status"]),
     }
 
 

@@ -19,6 +19,7 @@ from autointerp.jobs.verify import verify
 from autointerp.llm.fake import FakeEngine
 from autointerp.llm.settings import EngineConfig
 from autointerp.records import Capabilities
+from autointerp.reports.pages import latent_page
 from autointerp.results.load import load_explanations, load_scores, load_verdicts
 from autointerp.scorers.detection import Detection
 
@@ -182,3 +183,27 @@ def test_a_judge_that_nobody_needs_is_refused():
 
     with pytest.raises(ConfigError, match="the explainer 'default' has nothing judged; leave out judge"):
         asyncio.run(enter("default"))
+
+
+def test_the_reason_for_a_row_without_a_result_is_in_the_tables(tmp_path):
+    """A rule is asked of explanations that carry none, and of a latent that has no explanation."""
+    folder = Folder(tmp_path / "r", "best_of:2")
+    folder.explain(script=lambda request: judged(request) if is_judging(request) else "EXPLANATION: nothing")
+    config = ScoreConfig(results=folder.path)
+    by_rule = Detection(Detection.Config(judge="rule"))
+    asyncio.run(score_from(config, Source(), [by_rule], None, progress=False))
+    found = load_scores(folder.path).set_index("latent")
+    assert found["status"].to_dict() == {6: "not_applicable", 7: "too_few_examples", 8: "not_applicable"}
+    assert found["reason"][6] == "the explanation carries no rule to judge by" and pd.isna(found["reason"][7])
+
+
+def test_pages_show_what_stands_and_why_there_is_nothing():
+    row = {"coder": "a", "latent": 1, "explainer": "best_of", "explainer_id": "sha256:00", "explanation_id": "x", "model": "m"}
+    row |= {"prompt_id": None, "text": None, "selection_id": "s", "density": 0.1, "status": "not_applicable", "sample": 0}
+    tables = {name: [] for name in ("scores", "verdicts", "examples")}
+    loser = row | {"reason": "not chosen"}
+    winner = row | {"sample": 1, "status": "ok", "text": "the word", "reason": None}
+    [shown] = latent_page("a", 1, {"explanations": [loser, winner], **tables}).explanations
+    assert shown["text"] == "the word"
+    [shown] = latent_page("a", 1, {"explanations": [loser], **tables}).explanations
+    assert shown["why"] == "not chosen"
