@@ -72,9 +72,10 @@ def build_method(kind: str, name: str, registry: Mapping[str, str], options: Map
     Raises: ConfigError when there is none, or an option is unknown.
     """
     short, _, argument = name.partition(":")
-    target = registry.get(short if argument.isdecimal() else name, name)
+    has_number = argument.isdecimal()
+    target = registry.get(short if has_number else name, name)
     module, colon, attribute = target.partition(":")
-    if not colon:
+    if not colon or attribute.isdecimal():
         raise ConfigError(f"there is no {kind} {name!r}; {nearest(name, registry)} (or module:Class of your own)")
     try:
         found = getattr(import_module(module), attribute)
@@ -84,7 +85,7 @@ def build_method(kind: str, name: str, registry: Mapping[str, str], options: Map
         raise ConfigError(f"the {kind} {name!r} cannot be loaded: there is no module {module!r}") from None
     except AttributeError:
         raise ConfigError(f"the {kind} {name!r} cannot be loaded: {module} has no {attribute!r}") from None
-    if target != name and argument.isdecimal():
+    if has_number:
         key = getattr(found, "argument", None)
         if key is None:
             raise ConfigError(f"the {kind} {short!r} takes no number, {name!r} given; write {short!r}")

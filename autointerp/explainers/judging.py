@@ -106,7 +106,7 @@ class Judged:
 
         Raises: Transient when an answer is missing that a later run may get: nothing is decided without it.
         """
-        asked = replace(unscored(latent), positives=positives, negatives=negatives)
+        asked = _only(latent, positives, negatives)
         judge = replace(resources, engine=judge_of(resources), judge=None)
         result = await self.scorer.score(asked, _row(latent, text), judge)
         missing = sum(verdict.status == "no_reply" for verdict in result.verdicts)
@@ -120,7 +120,7 @@ class Judged:
         self, latent: LatentExamples, resources: Resources, *, positives: Examples, negatives: Examples
     ) -> list[Request]:
         """Return the requests of :meth:`judge` for an explanation of usual length, without sending any."""
-        asked = replace(unscored(latent), positives=positives, negatives=negatives)
+        asked = _only(latent, positives, negatives)
         judge = replace(resources, engine=judge_of(resources), judge=None)
         return self._requests(self.scorer, asked, _row(latent, STAND_IN), judge)
 
@@ -183,6 +183,13 @@ def unscored(latent: LatentExamples) -> LatentExamples:
     """Return what may be seen of a latent where explanations are made: neither the score pool nor the validate pool."""
     nothing = Examples.empty(latent.explain.tokens.shape[1])
     return replace(latent, positives=nothing, negatives=nothing, validate_positives=nothing, validate_negatives=nothing)
+
+
+def _only(latent: LatentExamples, positives: Examples, negatives: Examples) -> LatentExamples:
+    """Return the latent with these windows alone: some scorers would also ask about windows that were shown."""
+    nothing = Examples.empty(latent.explain.tokens.shape[1])
+    blank = replace(unscored(latent), explain=nothing, explain_statistics=nothing, explain_negatives=nothing)
+    return replace(blank, positives=positives, negatives=negatives)
 
 
 def rejected(row: Explanation, reason: str, *, validate_score: float | None = None, judge: str | None = None) -> Explanation:

@@ -57,9 +57,11 @@ def test_draws_are_one_prompt_with_other_numbers():
     assert {replace(request, sample=0) for request in written} == {written[0]}
 
 
-def test_each_text_is_judged_once_on_the_validate_pool_alone():
+@pytest.mark.parametrize("scorer", ["detection", "delphi_detection"])
+def test_each_text_is_judged_once_on_the_validate_pool_alone(scorer):
+    """Also by a scorer that asks about windows that were shown, where it gets any."""
     latent = validated()
-    _, fake = explained(latent)
+    _, fake = explained(latent, config={"scorer": scorer})
     asked = [texts_of(request) for request in fake.requests if is_judging(request)]
     assert len(asked) == 4 * (20 + 20) / 5  # four different texts
     sides = (latent.validate_positives, latent.validate_negatives)
@@ -213,6 +215,7 @@ def test_configuration():
     [
         ("best_of:8", {"num_samples": 3}, "contradict each other"),
         ("default:8", {}, "takes no number"),
+        ("best_off:8", {}, "there is no explainer 'best_off:8'; did you mean 'best_of'"),
         ("best_of:1", {}, "num_samples"),
         ("best_of", {"temperature": 0}, "temperature"),
         ("best_of", {"base": "lexical"}, "base_options|temperature"),
