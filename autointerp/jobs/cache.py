@@ -368,8 +368,8 @@ class _Job:
         logger.info(
             "worker %d of %d is done; %s",
             worker.index, worker.count,
-            f"{sum(missing.values())} runs are still missing: {whose}" if missing
-            else f"all {writer.num_runs} runs are there: run the same command without --worker to merge them",
+            f"runs still missing: {whose}" if missing
+            else f"all runs are there ({writer.num_runs}): run the same command without --worker to merge them",
         )  # fmt: skip
 
     @property

@@ -81,7 +81,7 @@ def test_the_second_call_goes_on(settings, tmp_path, monkeypatch):
     def stopping(writer):
         commit(writer)
         commits.append(writer.coder_names)
-        if len(commits) == 4:
+        if len(commits) == 6:
             raise Interrupted("enough")
 
     with monkeypatch.context() as patch, pytest.raises(Interrupted):

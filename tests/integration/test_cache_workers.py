@@ -74,11 +74,11 @@ def test_each_runs_the_subject_on_its_share_only(settings, tmp_path, ran, caplog
         shares = len(ran)
         assert shares and len(set(ran)) == len(ran)
     if what == "extended":  # three full runs of 8 were there; the rest of 63 contexts are runs 3 to 7
-        assert "all 8 runs are there: run the same command without --worker to merge them" in caplog.text
-        assert "3 runs are still missing: 3 of worker 1" not in caplog.text
+        assert "all runs are there (8): run the same command without --worker to merge them" in caplog.text
+        assert "still missing: 3 of worker 1" not in caplog.text
     else:
-        assert "worker 2 of 2 is done; 2 runs are still missing: 2 of worker 1" in caplog.text
-        assert "worker 1 of 2 is done; all 4 runs are there: run the same command without --worker" in caplog.text
+        assert "worker 2 of 2 is done; runs still missing: 2 of worker 1" in caplog.text
+        assert "worker 1 of 2 is done; all runs are there (4): run the same command without --worker" in caplog.text
     ran.clear()
     path = cache(settings(**changes))
     assert len(ran) <= 4 + 1 * 32
