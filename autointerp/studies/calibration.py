@@ -221,6 +221,14 @@ def sections(frame: pd.DataFrame) -> list[Section]:
             [[*head, "latents", *roles], *_ranked(ranked[ranked["family"] == "all"], head, roles)],
         )
     ]
+    won = frame[(frame["measure"] == "wins") & (frame["family"] == "all")]
+    found.append(
+        Section(
+            "How often the true explanation wins",
+            "Share of latents whose true explanation scores above their other one, ties counted half, with its 95% interval.",
+            [[*head, "latents", *roles], *_ranked(won, head, roles)],
+        )
+    )
     lesson = ranked[(ranked["family"] == "topic") & (ranked["role"] == "too_broad")]
     if len(lesson):
         note = (
