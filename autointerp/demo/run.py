@@ -8,12 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from autointerp.demo import bundled
-from autointerp.errors import StoreError
+from autointerp.embed import packaged_embedder
+from autointerp.errors import ConfigError, StoreError
+from autointerp.examples.selection import SelectionConfig
 from autointerp.jobs.cache import CacheConfig, cache
 from autointerp.jobs.explain import ExplainConfig, explain
-from autointerp.jobs.score import ScoreConfig, score
+from autointerp.jobs.methods import build_scorer
+from autointerp.jobs.runner import RunReport
+from autointerp.jobs.score import ALL, ScoreConfig, score, without_llm
 from autointerp.jobs.score_controls import CONTROLS as SCORE_CONTROLS
 from autointerp.reports import report
+from autointerp.reports.coders import FILES, coders_table
 from autointerp.reports.terminal import summary_table
 from autointerp.results.load import load_verdicts
 from autointerp.store import open_store
@@ -22,8 +27,12 @@ CODERS = ("sae", "skip-transcoder")
 WITH_CONTROLS = ("sae", "sae-seed2", "skip-transcoder", "neurons")
 CONTROLS = ("random-coder:sae", "reinit-matched:sae")
 """Matched: of the untrained model's own residual stream, whose spread is an 80th, 31 of the SAE's 2560 latents see anything."""
+DEFAULT_SCORERS = ("detection", "fuzzing")
 HOOKPOINTS = {"sae": "model.layers.2@out", "sae-seed2": "model.layers.2@out", "skip-transcoder": "model.layers.2.mlp@in"}
 NEURONS = "neurons:model.layers.2.mlp"
+FEW_LATENTS, FEW_WINDOWS = 15, 20
+"""Latents of each coder, and windows of either kind of each, that scorers with an embedder get: on a CPU a window costs them as
+much as a rule's verdict on a thousand."""
 
 
 def run_demo(
@@ -35,35 +44,40 @@ def run_demo(
     engine: str | None,
     say: Callable[[str], None],
     controls: bool = False,
+    scorers: tuple[str, ...] = (),
 ) -> int:
     """Run every stage that is not done yet; return the largest exit code.
 
     `latents` are chosen in each coder. Without `engine` the lexical explainer writes and rules judge. `controls` adds a second
-    seed, the neurons of the MLP, and two controls: random directions, and the SAE on the model with new weights.
+    seed, the neurons of the MLP, and two controls: random directions, and the SAE on the model with new weights; without an
+    engine all are then scored by every scorer that needs none, unless `scorers` names others.
+    Raises: ConfigError when a scorer is named that needs an engine and there is none.
     """
     started = time.monotonic()
     if controls:
         cache(CacheConfig.parse(cache_settings(store, num_tokens, WITH_CONTROLS, CONTROLS), where="demo"))
     else:
         cache(CacheConfig.parse(cache_settings(store, num_tokens), where="demo"))
-    if not engine:
-        explainer: dict[str, Any] = {"explainer": "lexical"}
-        judge: dict[str, Any] = {"options": {name: {"judge": "rule"} for name in ("detection", "fuzzing")}}
-    else:
-        explainer, judge = {"explainer": "default", "engine": engine}, {"engine": engine}
+    explainer: dict[str, Any] = {"explainer": "default", "engine": engine} if engine else {"explainer": "lexical"}
     shared = {"results": str(results), "latents": latents, "controls": list(SCORE_CONTROLS)}
-    reports = [
-        explain(ExplainConfig.parse({"store": str(store), **shared, **explainer}, where="demo")),
-        score(ScoreConfig.parse({**shared, **judge, "explainer": explainer["explainer"]}, where="demo")),
-    ]
-    for stage in reports:
+    stages = [explain(ExplainConfig.parse({"store": str(store), **shared, **explainer}, where="demo"))]
+    if engine:
+        judge = {"engine": engine, "embedder": packaged_embedder()} | ({"scorers": scorers} if scorers else {})
+        stages.append(score(ScoreConfig.parse({**shared, **judge, "explainer": explainer["explainer"]}, where="demo")))
+        notes: tuple[str, ...] = ()
+    else:
+        scored, notes = _score_without_llm(shared, scorers or ((ALL,) if controls else DEFAULT_SCORERS))
+        stages += scored
+    for stage in stages:
         say(stage.sentence())
     page = results / "report" / "index.html"
-    if not page.exists() or any(stage.num_latents for stage in reports):
+    if not page.exists() or any(stage.num_latents for stage in stages):
         page = report(results)
     opened = open_store(store)
     say("")
-    say(summary_table(results))
+    say(coders_table(results) if controls else summary_table(results))
+    for note in notes:
+        say(note)
     say("")
     judged = load_verdicts(results, columns=["scorer", "control", "truth", "status"])
     judged = judged[judged.status == "ok"].fillna({"control": "no control"})
@@ -71,9 +85,45 @@ def run_demo(
         say(f"judged:  {scorer}, {control}: {int(rows.truth.sum()):,} positives and {int((~rows.truth).sum()):,} negatives")
     say(f"store:   {store}  ({opened.num_tokens:,} tokens, coders {', '.join(opened.coder_names)})")
     say(f"results: {results}  (parquet; pandas.read_parquet('{results}/scores'))")
+    if controls:
+        say(f"table:   {' and '.join(str(page.with_name(name)) for name in FILES)}")
     say(f"report:  {page}")
     say(f"the work took {time.monotonic() - started:.1f} s")
-    return max(stage.exit_code for stage in reports)
+    return max(stage.exit_code for stage in stages)
+
+
+def _score_without_llm(shared: dict[str, Any], names: tuple[str, ...]) -> tuple[list[RunReport], tuple[str, ...]]:
+    """Score by rule and by embedder; return what was done, and a sentence on each scorer that was left out or got fewer latents.
+
+    Raises: ConfigError when a scorer that was named needs what is not there.
+    """
+    embedder = packaged_embedder()
+    found, left_out = without_llm(names, has_embedder=embedder is not None)
+    if left_out and ALL not in names:
+        raise ConfigError(f"the scorer {left_out[0]}; leave it out, or give --llm")
+    embedding = {name for name in found if build_scorer(name, found[name]).needs.embedder}
+    by_rule = {name: options for name, options in found.items() if name not in embedding}
+    shared = shared | {"explainer": "lexical"}
+    stages, notes = [], [f"left out: {sentence}" for sentence in left_out]
+    if by_rule:
+        judge = {"scorers": list(by_rule), "options": {name: options for name, options in by_rule.items() if options}}
+        stages.append(score(ScoreConfig.parse(shared | judge, where="demo")))
+    if embedding:
+        kind, _, num = shared["latents"].partition(":")
+        is_more = kind == "random" and num.isdigit() and int(num) > FEW_LATENTS
+        few = {
+            "scorers": sorted(embedding),
+            "embedder": embedder,
+            "latents": f"random:{FEW_LATENTS}" if is_more else shared["latents"],
+            "selection": SelectionConfig(num_positives=FEW_WINDOWS, num_negatives=FEW_WINDOWS),
+        }
+        stages.append(score(ScoreConfig.parse(shared | few, where="demo")))
+        notes.append(
+            f"{' and '.join(sorted(embedding))}: {FEW_WINDOWS} + {FEW_WINDOWS} windows"
+            + (f" of {FEW_LATENTS} latents of each coder" if is_more else "")
+            + ", since an embedder is slow on a CPU"
+        )
+    return stages, tuple(notes)
 
 
 def cache_settings(

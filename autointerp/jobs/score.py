@@ -30,6 +30,7 @@ from autointerp.jobs.progress import OnProgress
 from autointerp.jobs.runner import RunReport
 from autointerp.jobs.score_controls import (
     SAMPLED,
+    by_rule,
     control_identity,
     control_scorer,
     controls_for,
@@ -151,6 +152,24 @@ def usable(
             logger.warning("left out: %s", left_out[-1])
     if not found:
         raise ConfigError(f"no scorer can be run: {'; '.join(left_out)}")
+    return found, tuple(left_out)
+
+
+def without_llm(names: Sequence[str], *, has_embedder: bool) -> tuple[dict[str, dict[str, str]], tuple[str, ...]]:
+    """Return the scorers that work without an LLM with the options that make them, and a sentence on each of the others.
+
+    `names` may be ``all``. A scorer that rules can judge is judged by rule.
+    """
+    found: dict[str, dict[str, str]] = {}
+    left_out: list[str] = []
+    for name in dict.fromkeys(known for name in names for known in (REGISTRY if name == ALL else (name,))):
+        scorer = build_scorer(name, {})
+        options = {} if by_rule(scorer) is None else {"judge": "rule"}
+        what = None if options else missing(scorer.needs, None, has_embedder=has_embedder)
+        if what is None:
+            found[name] = options
+        else:
+            left_out.append(f"{scorer.name} needs {what}")
     return found, tuple(left_out)
 
 
