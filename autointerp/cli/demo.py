@@ -21,7 +21,7 @@ import click
 )
 @click.option(
     "--scorer", "scorers", multiple=True,
-    help="A scorer; may be repeated; all = every one whose needs are met.  [default: detection and fuzzing; with --controls all]",
+    help="A scorer, or all whose needs are met; may be repeated.  [default: detection and fuzzing; with --controls all]",
 )  # fmt: skip
 @click.option(
     "--llm", "engine", metavar="SPEC", help="Let an LLM explain and judge, such as openai:MODEL@http://localhost:8000/v1."

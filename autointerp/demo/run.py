@@ -93,18 +93,27 @@ def run_demo(
 
 
 def _score_without_llm(shared: dict[str, Any], names: tuple[str, ...]) -> tuple[list[RunReport], tuple[str, ...]]:
-    """Score by rule and by embedder; return what was done, and a sentence on each scorer that was left out or got fewer latents.
+    """Score by rule and by embedder; return what was done, and what to know of scorers left out or given fewer latents.
 
     Raises: ConfigError when a scorer that was named needs what is not there.
     """
     embedder = packaged_embedder()
-    found, left_out = without_llm(names, has_embedder=embedder is not None)
-    if left_out and ALL not in names:
-        raise ConfigError(f"the scorer {left_out[0]}; leave it out, or give --llm")
+    found, others = without_llm(names, has_embedder=embedder is not None)
+    notes = [
+        f"left out: {scorer.name} needs "
+        + (
+            "an embedder; pip install 'autointerp[embed]'"
+            if scorer.needs.embedder
+            else "a language model that reads; give --llm"
+        )
+        for scorer in others
+    ]
+    if notes and ALL not in names:
+        raise ConfigError(notes[0].removeprefix("left out: "))
     embedding = {name for name in found if build_scorer(name, found[name]).needs.embedder}
     by_rule = {name: options for name, options in found.items() if name not in embedding}
     shared = shared | {"explainer": "lexical"}
-    stages, notes = [], [f"left out: {sentence}" for sentence in left_out]
+    stages = []
     if by_rule:
         judge = {"scorers": list(by_rule), "options": {name: options for name, options in by_rule.items() if options}}
         stages.append(score(ScoreConfig.parse(shared | judge, where="demo")))

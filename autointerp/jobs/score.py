@@ -125,7 +125,7 @@ def build_scorers(config: ScoreConfig) -> list[Scorer]:
 
     Raises: ConfigError when one is unknown, or options are given for one that is not named.
     """
-    names = dict.fromkeys(known for name in config.scorers for known in (REGISTRY if name == ALL else (name,)))
+    names = _expanded(config.scorers)
     stray = sorted(set(config.options) - set(names))
     if stray:
         raise ConfigError(f"options are given for {stray[0]!r}, which is not among the scorers {', '.join(names)}")
@@ -155,22 +155,26 @@ def usable(
     return found, tuple(left_out)
 
 
-def without_llm(names: Sequence[str], *, has_embedder: bool) -> tuple[dict[str, dict[str, str]], tuple[str, ...]]:
-    """Return the scorers that work without an LLM with the options that make them, and a sentence on each of the others.
+def without_llm(names: Sequence[str], *, has_embedder: bool) -> tuple[dict[str, dict[str, str]], list[Scorer]]:
+    """Return which scorers work without an LLM, with the options that make them, and the others.
 
-    `names` may be ``all``. A scorer that rules can judge is judged by rule.
+    `names` may hold ``all``. A scorer that rules can judge is judged by rule.
     """
     found: dict[str, dict[str, str]] = {}
-    left_out: list[str] = []
-    for name in dict.fromkeys(known for name in names for known in (REGISTRY if name == ALL else (name,))):
+    others = []
+    for name in _expanded(names):
         scorer = build_scorer(name, {})
         options = {} if by_rule(scorer) is None else {"judge": "rule"}
-        what = None if options else missing(scorer.needs, None, has_embedder=has_embedder)
-        if what is None:
+        if options or missing(scorer.needs, None, has_embedder=has_embedder) is None:
             found[name] = options
         else:
-            left_out.append(f"{scorer.name} needs {what}")
-    return found, tuple(left_out)
+            others.append(scorer)
+    return found, others
+
+
+def _expanded(names: Sequence[str]) -> list[str]:
+    """Return the names, ``all`` as those of every scorer there is, each once."""
+    return list(dict.fromkeys(known for name in names for known in (REGISTRY if name == ALL else (name,))))
 
 
 def scored_selection(config: ScoreConfig, explainer: Method) -> SelectionConfig:
