@@ -17,7 +17,7 @@ import pandas as pd
 from autointerp.reports import svg
 from autointerp.reports.index import series_names, short_names
 from autointerp.reports.source import FLOORS, Source
-from autointerp.reports.summary import Overview, Series, middle, overview
+from autointerp.reports.summary import Overview, Series, SeriesKey, middle, overview
 from autointerp.reports.terminal import table
 from autointerp.stats import Difference, paired_difference, welch_difference
 
@@ -40,11 +40,12 @@ def coders_frame(found: Overview) -> pd.DataFrame:
     ``lexical``, or what a control coder's name has beyond its coder's, such as ``random``. `series` is a short name of the
     scorer that sets it apart from the folder's others.
     """
-    names = dict(zip(found.series, series_names(list(found.series)), strict=True))
+    names = named_series(found)
     explainers = short_names(found.explainers())
     rows = []
     for coder in found.coders:
-        for key, by_coder in found.series.items():
+        for name, key in names.items():
+            by_coder = found.series[key]
             if coder not in by_coder:
                 continue
             series = by_coder[coder]
@@ -54,7 +55,7 @@ def coders_frame(found: Overview) -> pd.DataFrame:
             row = {
                 "coder": coder,
                 "control_of": found.control_of.get(coder),
-                "series": names[key],
+                "series": name,
                 "explainer": explainers.get(key.explainer, key.explainer),
                 "scorer": key.scorer,
                 "judge": key.judge,
@@ -70,8 +71,8 @@ def coders_frame(found: Overview) -> pd.DataFrame:
                 "mean": float(values.mean()) if len(values) else None,
                 "chance": series.chance,
             }
-            for name, lift, num in _lifts(found, coder, by_coder):
-                at = f"{_OVER}{name.replace('-', '_')}"
+            for control, lift, num in _lifts(found, coder, by_coder):
+                at = f"{_OVER}{control.replace('-', '_')}"
                 interval = lift.interval
                 row |= {at: interval.value, f"{at}_low": interval.low, f"{at}_high": interval.high}
                 row |= {f"{at}_method": interval.method, f"{at}_num": num}
@@ -80,6 +81,12 @@ def coders_frame(found: Overview) -> pd.DataFrame:
     frame = pd.DataFrame(rows, columns=[*_NAMES, *extra])
     # Where no latent has a value a column would be of no type.
     return frame.astype(dict.fromkeys(("coverage", "median", "ci_low", "ci_high", "mean", "chance"), "float64"))
+
+
+def named_series(found: Overview) -> dict[str, SeriesKey]:
+    """Return the series in which any latent has a value, by short names that set them apart."""
+    keys = [key for key, by in found.series.items() if any(len(series.scored) for series in by.values())]
+    return dict(zip(series_names(keys), keys, strict=True))
 
 
 def _lifts(found: Overview, coder: str, by_coder: Mapping[str, Series]) -> Iterator[tuple[str, Difference, int]]:
@@ -163,15 +170,15 @@ def _number(value: Any) -> str:
 def side_by_side(found: Overview, frame: pd.DataFrame) -> dict[str, Any]:
     """Return what the page shows: a plot for each scorer, and a table with a row per coder and a cell per scorer."""
     columns = list(dict.fromkeys(frame["series"]))
-    lifts = lift_names(frame)
+    keys, lifts = named_series(found), lift_names(frame)
     plots = []
     for name in columns:
         of_series = frame[frame["series"] == name]
         shown = of_series[of_series["median"].notna()]
         if not len(shown):
             continue
-        key = dict(zip(series_names(list(found.series)), found.series, strict=True))[name]
-        controls = {coder: middle(series.scored["control"]) for coder, series in found.series[key].items()}
+        by_coder = found.series[keys[name]]
+        controls = {coder: middle(series.scored["control"]) for coder, series in by_coder.items()}
         marks = [
             svg.Mark(
                 name=row["coder"],

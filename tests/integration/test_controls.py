@@ -248,7 +248,7 @@ def test_demo_with_controls_in_one_table(tmp_path, caplog, monkeypatch):
     assert set(frame["scorer"]) == BY_RULE | {"embedding", "example_embedding"}
     assert len(frame) == 6 * 8 and frame[["median", "chance", "over_shuffled", "over_shuffled_low"]].notna().all(axis=None)
     assert set(frame["num_planned"]) == {12} and frame["num_scored"].le(12).all()
-    section = page.read_text(encoding="utf-8").partition('id="h-coders"')[2].partition('id="h-coverage"')[0]
+    section = page.read_text(encoding="utf-8").partition('id="h-coders"')[2].partition('id="h-scores"')[0]
     assert section.count("<svg") == 8 and "control of sae" in section
     medians = frame[frame["scorer"] == "detection"].set_index("coder")["median"]
     assert medians["skip-transcoder"] > medians["sae-reinit-matched"] and medians["sae"] > medians["sae-reinit-matched"]

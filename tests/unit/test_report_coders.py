@@ -103,7 +103,7 @@ def test_the_page_and_the_files_say_the_same(results, frame):
     pd.testing.assert_frame_equal(saved, frame, check_dtype=False)
     pd.testing.assert_frame_equal(pd.read_csv(page.with_name(FILES[1])), frame, check_dtype=False)
     html = page.read_text(encoding="utf-8")
-    section = html[html.index('id="h-coders"') : html.index('id="h-coverage"')]
+    section = html[html.index('id="h-coders"') : html.index('id="h-scores"')]
     assert (
         section.count("<svg") == 4
         and "over random" in section
@@ -124,6 +124,19 @@ def test_a_folder_without_scores_says_so(tmp_path):
     for path in (tmp_path / "r" / "scores").rglob("*.parquet"):
         path.unlink()
     assert coders_table(tmp_path / "r") == "nothing is scored in this folder yet\n"
+
+
+def test_a_series_without_any_value_is_no_column(results, frame, tmp_path):
+    """What a scorer says of a latent it cannot grade has no source of negatives, and would look like one more scorer."""
+    build(tmp_path / "r", coders=("sae", "transcoder"), num_latents=6, num_shards=1, windows=4)
+    [path] = (tmp_path / "r" / "scores").glob("default-*/detection-[0-9a-f]*/*.parquet")
+    rows = pd.read_parquet(path)
+    lost = (rows["latent"] == rows["latent"].max()) & rows["is_headline"]
+    rows.loc[lost, ["negatives", "status", "value", "ci_low", "ci_high"]] = ["none", "not_applicable", None, None, None]
+    rows.to_parquet(path, index=False)
+    found = overview(Source(tmp_path / "r"))
+    assert len(found.series) == 5
+    assert set(coders_frame(found)["series"]) == set(frame["series"])
 
 
 def test_marks_stand_where_the_axis_says():
