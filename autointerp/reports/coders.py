@@ -191,8 +191,9 @@ def side_by_side(found: Overview, frame: pd.DataFrame) -> dict[str, Any]:
             for row in shown.to_dict("records")
         ]
         chance = _known(of_series["chance"].iloc[0])
-        label = f"{name}: {of_series['metric'].iloc[0]} by coder"
-        plots.append({"name": name, "svg": svg.marks_plot(marks, chance=chance, label=label)})
+        metric = str(of_series["metric"].iloc[0]).replace("_", " ")
+        label = f"{name}: {metric} by coder"
+        plots.append({"name": name, "metric": metric, "svg": svg.marks_plot(marks, chance=chance, label=label)})
     rows = []
     for coder, of_coder in frame.groupby("coder", sort=False):
         by = of_coder.set_index("series").reindex(columns).to_dict("records")

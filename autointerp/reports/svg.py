@@ -226,7 +226,7 @@ def marks_plot(marks: Sequence[Mark], *, chance: float | None, label: str) -> Ma
 
     parts = [
         f'<text x="{x(v)}" y="{base + 15}" text-anchor="middle">{v:.3g}</text><path class="grid" d="M{x(v)} {top - 6}V{base}"/>'
-        for v in np.linspace(first, last, 5)
+        for v in np.arange(round(10 * first), round(10 * last) + 1, math.ceil((last - first) * 10 / 6)) / 10
     ]
     if chance is not None:
         parts.append(f'<path class="chance" d="M{x(chance)} {top - 6}V{base}"/>')
