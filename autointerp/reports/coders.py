@@ -22,7 +22,7 @@ from autointerp.reports.terminal import table
 from autointerp.stats import Difference, paired_difference, welch_difference
 
 FILES = ("coders.parquet", "coders.csv")
-WIDTH = 136
+WIDTH = 140
 """Characters of a terminal that a block of the table may take."""
 _OVER = "over_"
 _NAMES = [
