@@ -238,7 +238,7 @@ def test_demo_with_controls_in_one_table(tmp_path, caplog, monkeypatch):
     for name in names:
         assert sum(line.startswith(f"{name} ") for line in lines) == len(heads)
     # Every cell has a median with its interval, its chance and its lift; the SAE has those over its own controls as well.
-    assert sum("over shuffled" in line for line in lines) == 6 * len(heads)
+    assert sum(line.startswith(" ") and "over shuffled" in line for line in lines) == 6 * len(heads)
     assert sum("over random" in line for line in lines) == sum("over reinit-matched" in line for line in lines) == len(heads)
     assert any("4 of 12" in line for line in lines)
     assert [text for text in said if text.startswith("left out: intruder")]
