@@ -6,8 +6,10 @@ import os
 import pytest
 
 from autointerp.errors import ConfigError, IdentityError, InputError, Interrupted, StoreError
+from autointerp.examples.selection import SelectionConfig
 from autointerp.jobs import cache as module
 from autointerp.jobs.cache import CacheConfig, cache
+from autointerp.jobs.session import StoreSource
 from autointerp.store.reader import open_store
 from autointerp.store.verify import verify_store
 from tests.integration.test_cache import tables
@@ -62,6 +64,7 @@ def test_equal_to_a_store_made_at_once(settings, tmp_path, packing, monkeypatch)
     at_once = cache(settings(corpus={"packing": packing, "num_tokens": 2000}, out=tmp_path / "at_once"))
     assert everything(path) == everything(at_once) and verify_store(path) == []
     assert large.num_tokens >= 2000 and large.store_id != small.store_id
+    assert StoreSource(path, SelectionConfig()).outgrown == {small.store_id: small.num_tokens}  # results of it are refused so
     # Both ways of saying it are done now.
     before = {file: file.stat().st_mtime_ns for file in path.rglob("*") if file.is_file()}
     cache(settings(corpus={"packing": packing}, extend_tokens=2000))
