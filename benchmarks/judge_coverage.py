@@ -1,7 +1,6 @@
 """Coverage of the intervals through the whole scoring path, with a judge whose errors are known.
 
-For every seed planted latents are selected, explained with their true explanations and scored by all that ``--scorer all``
-runs (prompts, parsing, reply log, verdicts, scores, parquet) with the judge and embedder of `benchmarks.known_judge`. The seed
+For every seed a planted latent is selected, explained with its true explanation and scored by all that ``--scorer all`` runs (prompts, parsing, reply log, verdicts, scores, parquet) with the judge and embedder of `benchmarks.known_judge`. The seed
 decides both which windows are drawn and where the judge errs. Counted is how often the 95% interval of the headline holds the
 score that the errors imply. Run as ``python -m benchmarks.judge_coverage`` to print the table, and with ``--write`` to write it
 to docs/judge_coverage.md. Leaves with exit code 1 when a scorer of the registry has no implied score, when the coverage of a
@@ -55,9 +54,9 @@ INTRO = """# Intervals through the whole scoring path
 How often the 95% interval of each scorer holds the score that a judge of known errors implies. Written by
 `python -m benchmarks.judge_coverage --write`; the intervals themselves are in [intervals.md](intervals.md).
 
-For each of {seeds} seeds, {latents} planted latents are selected, explained and scored by everything that `--scorer all` runs, with
-50 + 50 windows each, through prompts, parsing, reply log, verdicts, scores and parquet. The seed decides which windows are drawn
-and where the judge errs. An answer is wrong with the given rate, whatever the window (`benchmarks/known_judge.py`):
+For each of {seeds} seeds a planted latent ({latents} take turns) is selected, explained and scored by everything that
+`--scorer all` runs, with 50 + 50 windows, through prompts, parsing, reply log, verdicts, scores and parquet. The seed decides
+which windows are drawn and where the judge errs. An answer is wrong with the given rate, whatever the window (`benchmarks/known_judge.py`):
 
 - detection, fuzzing, delphi_detection, delphi_fuzzing, saebench: the other answer. Rates, balanced accuracy and accuracy are 1 - rate.
 - intruder: one of the other four texts. The accuracy is 1 - rate.
@@ -78,9 +77,8 @@ the score of the windows at hand: a seed draws other documents.
 an interval without limits counts as holding nothing; so coverage is 1 or something is wrong. How wide an interval is there says
 how much so few examples can promise.
 
-An interval that has no limits, or a score with no value, counts as a miss everywhere. Latents of one seed are drawn from the same
-documents; the interval of the coverage allows for that by the design effect. Bounds: each scorer 0.90, all scorers 0.92 to 0.98 at
-each rate above 0."""
+An interval that has no limits, or a score with no value, counts as a miss everywhere. Bounds: each scorer 0.90, all scorers 0.92
+to 0.98 at each rate above 0."""
 TOGETHER_NOTE = """## Errors that come together
 
 Half of the answers hang on one draw for their cluster: a prompt (detection, fuzzing, delphi_detection, delphi_fuzzing, saebench),
@@ -89,7 +87,7 @@ latent's 100 windows come from about 20 to 30; quantiles are 10. The fourteen an
 tells that they come together: no interval could allow for it, and it is not bound."""
 VARIANTS_NOTE = """## Variants
 
-Other settings than `--scorer all` runs. The levels of `simulation, list` are rounded, so that its correlation is below 1 without
+Other settings than `--scorer all` runs, for half of the seeds. The levels of `simulation, list` are rounded, so that its correlation is below 1 without
 errors; where no window was read wrongly its interval knows of the rounding alone."""
 
 
@@ -153,7 +151,7 @@ def truth_of(source: StoreSource, scorers: Sequence[Scorer], folder: Path) -> Tr
 
 
 def scored(
-    store: Path, folder: Path, seed: int, kinds: Sequence[Errors], variants: Mapping[str, Variant], latents: Sequence[int]
+    store: Path, folder: Path, seed: int, kinds: Sequence[Errors], variants: Mapping[str, Variant], latent: int
 ) -> pd.DataFrame:
     """Return the rows of one seed: a new selection, and a judge of its own for each kind of error."""
     selection = SelectionConfig(seed=seed)
@@ -165,7 +163,7 @@ def scored(
     labelled += [(label, [build_scorer(variant.scorer, variant.options)]) for label, variant in variants.items()]
     results = folder / f"explained-{seed}"
     explained = ExplainConfig(
-        store=store, results=results, explainer=explainer, options=options, latents=tuple(latents), selection=selection
+        store=store, results=results, explainer=explainer, options=options, latents=(latent,), selection=selection
     )
     asyncio.run(aexplain(explained, progress=False))
     truth = truth_of(source, [scorer for _, scorers in labelled for scorer in scorers], results)
@@ -209,21 +207,21 @@ def coverage(
     seeds: int,
     kinds: Sequence[Errors] = KINDS,
     variants: Mapping[str, Variant] = VARIANTS,
-    extra_seeds: int | None = None,
+    together: bool = True,
     num_tokens: int = TOKENS,
     latents: Sequence[int] = LATENTS,
     workers: int = 1,
 ) -> pd.DataFrame:
     """Return one row per interval: scorer, kind of error, latent, seed, value, limits and the score that is implied.
 
-    `extra_seeds`: of the variants and of errors that come together; None = a fifth of `seeds`, at least one. Rows are headlines,
-    and the rates that balanced accuracy is made of.
+    The `latents` take turns, one for each seed. `variants` run for every other turn, so that all latents have part in them.
+    `together`: also with errors that come together. Rows are headlines, and the rates that balanced accuracy is made of.
     """
     store = plant_store(folder / "store", num_tokens=num_tokens, levels=[Noise(kind="moved", share=0)])
-    few = -(-seeds // 5) if extra_seeds is None else extra_seeds
-    jobs = [(seed, [*kinds, *([TOGETHER] if seed < few else [])], variants if seed < few else {}) for seed in range(seeds)]
+    errors = [*kinds, *([TOGETHER] if together else [])]
+    jobs = [(seed, errors, {} if seed // len(latents) % 2 else variants, latents[seed % len(latents)]) for seed in range(seeds)]
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=_quiet) as pool:
-        running = [pool.submit(scored, store, folder, *job, latents) for job in jobs]
+        running = [pool.submit(scored, store, folder, *job) for job in jobs]
         frames = []
         for number, job in enumerate(running, start=1):
             frames.append(job.result())
@@ -247,9 +245,7 @@ def table_of(frame: pd.DataFrame) -> pd.DataFrame:
     """Return coverage, its own 95% interval, value and width by label, metric and kind of error."""
     rows = []
     for (label, metric, errors), group in frame.groupby(["label", "metric", "errors"], sort=False):
-        held = group["held"].astype(float).to_numpy()
-        # Latents of one seed share its selection of documents.
-        own = stats.wilson(float(held.sum()), len(held), deff=stats.design_effect(held, group["seed"].to_numpy()))
+        own = stats.wilson(float(group["held"].sum()), len(group))
         rows.append(
             {
                 "label": label,
