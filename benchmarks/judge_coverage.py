@@ -1,10 +1,11 @@
 """Coverage of the intervals through the whole scoring path, with a judge whose errors are known.
 
-For every seed a planted latent is selected, explained with its true explanation and scored by all that ``--scorer all`` runs (prompts, parsing, reply log, verdicts, scores, parquet) with the judge and embedder of `benchmarks.known_judge`. The seed
+For every seed a planted latent is selected, explained with its true explanation and scored by all that ``--scorer all`` runs
+(prompts, parsing, reply log, verdicts, scores, parquet), with the judge and the embedder of `benchmarks.known_judge`. The seed
 decides both which windows are drawn and where the judge errs. Counted is how often the 95% interval of the headline holds the
 score that the errors imply. Run as ``python -m benchmarks.judge_coverage`` to print the table, and with ``--write`` to write it
-to docs/judge_coverage.md. Leaves with exit code 1 when a scorer of the registry has no implied score, when the coverage of a
-scorer is below 0.90, or over all scorers outside 0.92 to 0.98 at a rate above 0.
+to docs/judge_coverage.md. Leaves with exit code 1 when the coverage of a scorer is below 0.90, or over all scorers outside 0.92
+to 0.98 at a rate above 0; a scorer of the registry whose implied score is not known stops it.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -56,9 +57,11 @@ How often the 95% interval of each scorer holds the score that a judge of known 
 
 For each of {seeds} seeds a planted latent ({latents} take turns) is selected, explained and scored by everything that
 `--scorer all` runs, with 50 + 50 windows, through prompts, parsing, reply log, verdicts, scores and parquet. The seed decides
-which windows are drawn and where the judge errs. An answer is wrong with the given rate, whatever the window (`benchmarks/known_judge.py`):
+which windows are drawn and where the judge errs. An answer is wrong with the given rate, whatever the window
+(`benchmarks/known_judge.py`):
 
-- detection, fuzzing, delphi_detection, delphi_fuzzing, saebench: the other answer. Rates, balanced accuracy and accuracy are 1 - rate.
+- detection, fuzzing, delphi_detection, delphi_fuzzing, saebench: the other answer. Rates, balanced accuracy and accuracy are
+  1 - rate.
 - intruder: one of the other four texts. The accuracy is 1 - rate.
 - surprisal, embedding, example_embedding: log-probabilities and vectors that are scripted so that a window reads as activating or
   as silent; one that reads as activating always ranks above one that reads as silent, and within either ranks are random. The
@@ -73,9 +76,9 @@ correlation depends on which windows are drawn: the implied one is that of sums 
 silent ones with half of the weight each, in expectation over the errors, by code that shares nothing with the scorer. It is not
 the score of the windows at hand: a seed draws other documents.
 
-**At a rate of 0** every score is 1, the bound. An interval counts as holding it when its upper limit is 1, not merely near it, and
-an interval without limits counts as holding nothing; so coverage is 1 or something is wrong. How wide an interval is there says
-how much so few examples can promise.
+**At a rate of 0** every score is 1, the bound. An interval holds it when its upper limit is 1 (but for rounding), and one without
+limits holds nothing; so coverage is 1 or something is wrong. How wide an interval is there says how much so few examples can
+promise. A correlation of exactly 1 is treated as a rate of right documents (`wilson_document`).
 
 An interval that has no limits, or a score with no value, counts as a miss everywhere. Bounds: each scorer 0.90, all scorers 0.92
 to 0.98 at each rate above 0."""
@@ -87,8 +90,8 @@ latent's 100 windows come from about 20 to 30; quantiles are 10. The fourteen an
 tells that they come together: no interval could allow for it, and it is not bound."""
 VARIANTS_NOTE = """## Variants
 
-Other settings than `--scorer all` runs, for half of the seeds. The levels of `simulation, list` are rounded, so that its correlation is below 1 without
-errors; where no window was read wrongly its interval knows of the rounding alone."""
+Other settings than `--scorer all` runs, for half of the seeds. The levels of `simulation, list` are rounded, so that its
+correlation is below 1 without errors; where no window was read wrongly its interval knows of the rounding alone."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,6 @@ class Variant:
     scorer: str
     options: Mapping[str, Any]
     implied: Implied = right_share
-    metrics: tuple[str, ...] = field(default=())
 
 
 VARIANTS = {
