@@ -82,6 +82,9 @@ promise. A correlation of exactly 1 is treated as a rate of right documents (`wi
 
 An interval that has no limits, or a score with no value, counts as a miss everywhere. Bounds: each scorer 0.90, all scorers 0.92
 to 0.98 at each rate above 0."""
+OVER_NOTE = """A coverage above 0.98 means an interval wider than it need be. Errors are independent here and the intervals do not know it:
+design effects are estimated from few clusters and never taken below 1. Where each window is a cluster (`detection, labels` below)
+the interval of the same AUROC is about a third narrower than where documents are (surprisal, embedding, example_embedding)."""
 TOGETHER_NOTE = """## Errors that come together
 
 Half of the answers hang on one draw for their cluster: a prompt (detection, fuzzing, delphi_detection, delphi_fuzzing, saebench),
@@ -318,6 +321,7 @@ def markdown(table: pd.DataFrame, *, seeds: int) -> str:
             f"All {row.scorers} scorers at an error rate of {row.rate:g}: **{row.coverage:.3f}**  "
             for row in overall(table).itertuples()
         ),
+        OVER_NOTE,
         TOGETHER_NOTE,
         "\n".join(_lines(extra[together])),
         VARIANTS_NOTE,

@@ -39,7 +39,7 @@ def test_a_judge_without_errors_is_at_the_bound_and_every_interval_holds_it(fram
     assert exact["value"].to_numpy() == pytest.approx(1, abs=1e-9)
     assert exact.groupby("label")["held"].all().all(), exact[~exact["held"]][["label", "latent", "seed", "ci_low", "ci_high"]]
     # Not by being empty of content: the lower limit says how little so few windows can promise.
-    assert ((exact["ci_low"] > 0.4) & (exact["ci_low"] < 0.99)).all()
+    assert ((exact["ci_low"] > 0.2) & (exact["ci_low"] < 0.99)).all()
 
 
 @pytest.mark.slow
@@ -107,8 +107,8 @@ def test_bounds_are_read_from_headlines():
     assert study.failures(rows_of(coverage=0.91)) == []
     [low, both] = study.failures(rows_of(coverage=0.85))
     assert "detection at error rate 0.05: coverage 0.850 is below 0.9" in low and "all scorers" in both
-    [high] = study.failures(rows_of(coverage=1.0).replace({"coverage": {0.95: 0.99}}))
-    assert "outside 0.92 to 0.98" in high
+    high = study.failures(rows_of().replace({"coverage": {0.95: 0.99}}))
+    assert len(high) == 2 and all("coverage 0.990 is outside 0.92 to 0.98" in sentence for sentence in high)
     bound = rows_of()
     bound.loc[0, "coverage"] = 0.99
     assert study.failures(bound) == [
