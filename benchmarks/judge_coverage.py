@@ -84,7 +84,7 @@ An interval that has no limits, or a score with no value, counts as a miss every
 to 0.98 at each rate above 0."""
 OVER_NOTE = """A coverage above 0.98 means an interval wider than it need be. Errors are independent here and the intervals do not know it:
 design effects are estimated from few clusters and never taken below 1. Where each window is a cluster (`detection, labels` below)
-the interval of the same AUROC is about a third narrower than where documents are (surprisal, embedding, example_embedding)."""
+the interval of the same AUROC is about 30% narrower than where documents are (surprisal, embedding, example_embedding)."""
 TOGETHER_NOTE = """## Errors that come together
 
 Half of the answers hang on one draw for their cluster: a prompt (detection, fuzzing, delphi_detection, delphi_fuzzing, saebench),
