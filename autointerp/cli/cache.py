@@ -35,7 +35,7 @@ from autointerp.errors import ConfigError
 @click.option("--quantization", type=click.Choice(["4bit", "8bit"]), help="Quantise the subject with bitsandbytes.")
 @click.option("--memory-budget", metavar="SIZE", help="Memory for activations on their way to disk.  [default: 1GiB]")
 @click.option("--coders-per-pass", type=int, metavar="K", help="Most coders in memory at once; see above.  [default: all]")
-@click.option("--worker", metavar="I/N", help="This is writer I of N (1-based) of one store; see above.")
+@click.option("--worker", metavar="I/N", help="This is writer I of N (0-based) of one store; see above.")
 @click.option("--force", is_flag=True, default=None, help="Cache coders that do not seem to fit the subject, too.")
 @click.option("--out", type=click.Path(path_type=Path), help="The store.  [default: cache/SUBJECT]")
 @click.option(
@@ -83,7 +83,7 @@ def command(
     once for every K.
     
     More tokens later:  the same command, with every coder and control of the store, and --extend-tokens N
-    Several machines:   the same command with --worker 1/N ... --worker N/N, each records its share of the runs; then once
+    Several machines:   the same command with --worker 0/N ... --worker N-1/N, each records its share of the runs; then once
                         without --worker, which records what is missing and merges. Folders may also be copied together.
     """
     from autointerp.jobs.cache import CacheConfig, cache, plan_cache

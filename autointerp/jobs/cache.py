@@ -31,7 +31,6 @@ from autointerp.jobs.token_progress import TokenProgress
 from autointerp.store.corpus import tokens_digest
 from autointerp.store.disk import DiskPlan, check_disk, plan_disk, size_text
 from autointerp.store.layout import GROWN, MANIFEST, STATE, TOKENIZER, check_coder_names, coder_file
-from autointerp.store.lock import Worker
 from autointerp.store.manifest import (
     CoderExtent,
     CoderRecord,
@@ -54,6 +53,7 @@ from autointerp.subject.neurons import neurons
 from autointerp.subject.recorder import Reading, Recorder, TokenFilter
 from autointerp.subject.reinit import reinitialised
 from autointerp.subject.vocabulary import token_bytes
+from autointerp.worker import Worker
 
 logger = logging.getLogger("autointerp.jobs")
 
@@ -362,7 +362,7 @@ class _Job:
             return
         missing: dict[int, int] = {}
         for run in writer.missing_runs():
-            owner = run % worker.count + 1
+            owner = run % worker.count
             missing[owner] = missing.get(owner, 0) + 1
         whose = ", ".join(f"{count} of worker {owner}" for owner, count in sorted(missing.items()))
         logger.info(

@@ -29,7 +29,7 @@ from autointerp.jobs.plan import Items
 from autointerp.jobs.progress import OnProgress, Progress
 from autointerp.jobs.redact import redacted
 from autointerp.jobs.runner import Bounds, ReadExamples, Runner, RunReport, Work
-from autointerp.jobs.shards import LEASE_EXPIRY_S, Leases, Worker
+from autointerp.jobs.shards import LEASE_EXPIRY_S, Leases
 from autointerp.jobs.signals import StopFlag
 from autointerp.llm.budget import Budget
 from autointerp.llm.engines import open_engine, prepare
@@ -40,6 +40,7 @@ from autointerp.results.folder import ResultsFolder
 from autointerp.results.write import Key
 from autointerp.store import open_store
 from autointerp.store.logits import Promoted, read_logits
+from autointerp.worker import Worker
 
 Control = Literal["shuffled", "generic", "lexical"]
 LatentSpec = str | tuple[int, ...]

@@ -9,44 +9,19 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import re
 import socket
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import orjson
 
-from autointerp.errors import ConfigError, StoreError
+from autointerp.errors import StoreError
 from autointerp.files import disk_errors
+from autointerp.worker import Worker
 
 _PATIENCE_S, _MOMENT_S = 30.0, 1.0
 """How long a worker waits for another one that starts and so holds the store alone, and for who does not say it is a worker."""
-
-
-@dataclass(frozen=True)
-class Worker:
-    """One of several writers of a store. Run number r falls to worker ``r % count + 1``."""
-
-    index: int
-    """From 1 to `count`."""
-    count: int
-
-    @staticmethod
-    def parse(text: str) -> Worker:
-        """Return the worker of ``I/N``, counting from 1.
-
-        Raises: ConfigError when it is anything else.
-        """
-        match = re.fullmatch(r"\s*(\d+)\s*/\s*(\d+)\s*", text)
-        if not match or not 1 <= int(match[1]) <= int(match[2]):
-            raise ConfigError(f"--worker {text}: expected I/N with I from 1 to N, such as 1/4 for the first of four")
-        return Worker(int(match[1]), int(match[2]))
-
-    def owns(self, run: int) -> bool:
-        """Return whether a run falls to this worker."""
-        return run % self.count == self.index - 1
 
 
 class WriterLock:

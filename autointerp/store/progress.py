@@ -55,7 +55,7 @@ def _build(path: Path, title: str) -> list[str]:
         count = state.num_workers
         # How many runs there will be is known when the corpus was read; up to the last one that is there they should be.
         gaps = [run for run in range(max(runs, default=-1)) if run not in runs]
-        whose = [f"worker {index + 1}: {sum(run % count == index for run in runs)}" for index in range(count)]
+        whose = [f"worker {index}: {sum(run % count == index for run in runs)}" for index in range(count)]
         lines.append(f"  runs by {', '.join(whose)}; {len(gaps)} missing before the last one")
     lines.append("  run the same cache command again to go on" + (" (without --worker to merge)" if state.num_workers else ""))
     return lines

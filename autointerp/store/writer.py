@@ -55,10 +55,11 @@ from autointerp.store.layout import (
     run_marker,
     tokens_part,
 )
-from autointerp.store.lock import Worker, WriterLock
+from autointerp.store.lock import WriterLock
 from autointerp.store.manifest import CoderRecord, Extent, Identity, Manifest, read_manifest, store_id_of
 from autointerp.store.merge import StoredParts
 from autointerp.store.runs import Run, RunBuffer, buffer_rows, read_runs, remove_uncommitted
+from autointerp.worker import Worker
 
 _logger = logging.getLogger(__name__)
 

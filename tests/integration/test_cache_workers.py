@@ -12,9 +12,10 @@ import pytest
 from autointerp.errors import ConfigError, IdentityError, StoreError
 from autointerp.jobs import cache as module
 from autointerp.jobs.cache import cache
-from autointerp.store.lock import Worker, WriterLock
+from autointerp.store.lock import WriterLock
 from autointerp.store.reader import open_store
 from autointerp.store.verify import verify_store
+from autointerp.worker import Worker
 from tests.integration.test_cache_extend import everything, settings  # noqa: F401  a fixture
 
 _PROCESS = "import sys; from autointerp.jobs.cache import *; cache(CacheConfig.model_validate_json(sys.argv[1]))"
@@ -67,7 +68,7 @@ def test_each_runs_the_subject_on_its_share_only(settings, tmp_path, ran, caplog
     changes = {"new": {}, "added": {}, "extended": {"extend_tokens": 2000}}[what]
     if what != "new":
         cache(settings(coders=both if what == "extended" else both[:1]))
-    for index in (2, 1):
+    for index in (1, 0):
         ran.clear()
         cache(settings(worker=f"{index}/2", **changes))
         ran[:4] = []
@@ -75,10 +76,10 @@ def test_each_runs_the_subject_on_its_share_only(settings, tmp_path, ran, caplog
         assert shares and len(set(ran)) == len(ran)
     if what == "extended":  # three full runs of 8 were there; the rest of 63 contexts are runs 3 to 7
         assert "all runs are there (8): run the same command without --worker to merge them" in caplog.text
-        assert "still missing: 3 of worker 1" not in caplog.text
+        assert "still missing: 3 of worker 0" not in caplog.text
     else:
-        assert "worker 2 of 2 is done; runs still missing: 2 of worker 1" in caplog.text
-        assert "worker 1 of 2 is done; all runs are there (4): run the same command without --worker" in caplog.text
+        assert "worker 1 of 2 is done; runs still missing: 2 of worker 0" in caplog.text
+        assert "worker 0 of 2 is done; all runs are there (4): run the same command without --worker" in caplog.text
     ran.clear()
     path = cache(settings(**changes))
     assert len(ran) <= 4 + 1 * 32
@@ -88,7 +89,7 @@ def test_each_runs_the_subject_on_its_share_only(settings, tmp_path, ran, caplog
 
 
 def test_what_a_worker_left_out_is_recorded_by_the_last_call(settings, tmp_path):  # noqa: F811
-    cache(settings(worker="2/3"))
+    cache(settings(worker="1/3"))
     path = cache(settings())
     assert everything(path) == everything(cache(settings(out=tmp_path / "at_once")))
 
@@ -105,38 +106,38 @@ def test_folders_that_were_copied_together(settings, tmp_path):  # noqa: F811
 
 class TestRefusals:
     def test_other_settings(self, settings, tmp_path):  # noqa: F811
-        cache(settings(worker="1/2"))
+        cache(settings(worker="0/2"))
         with pytest.raises(IdentityError, match="token_filter = 'bos' and 'none' is wanted now"):
-            cache(settings(worker="2/2", token_filter="none"))
-        cache(settings(worker="2/2", contexts_per_run=5, out=tmp_path / "elsewhere"))
+            cache(settings(worker="1/2", token_filter="none"))
+        cache(settings(worker="1/2", contexts_per_run=5, out=tmp_path / "elsewhere"))
         shutil.copytree(tmp_path / "elsewhere/building/runs", tmp_path / "store/building/runs", dirs_exist_ok=True)
         with pytest.raises(IdentityError, match=r"run 1 of .* was recorded with other settings than building/state.json says"):
             cache(settings())
 
     def test_who_may_write_beside_whom(self, settings, tmp_path):  # noqa: F811
-        cache(settings(worker="1/2"))
+        cache(settings(worker="0/2"))
         store = tmp_path / "store"
-        first = WriterLock(store / "building/lock", store=store, worker=Worker(1, 2))
+        first = WriterLock(store / "building/lock", store=store, worker=Worker(0, 2))
         first.share()
-        with pytest.raises(StoreError, match=r"is being written by worker 1, process \d+ on "):
-            cache(settings(worker="1/2"))
+        with pytest.raises(StoreError, match=r"is being written by worker 0, process \d+ on "):
+            cache(settings(worker="0/2"))
         with pytest.raises(StoreError, match=r"is being written by process \d+ on "):
             cache(settings())
         with pytest.raises(IdentityError, match="written by workers of 2, and this is one of 3; give every worker the same N"):
-            cache(settings(worker="2/3"))
-        cache(settings(worker="2/2"))
+            cache(settings(worker="1/3"))
+        cache(settings(worker="1/2"))
         first.release()
         alone = WriterLock(store / "building/lock", store=store)
         with pytest.raises(StoreError, match="is being written by process"):
-            cache(settings(worker="2/2"))
+            cache(settings(worker="1/2"))
         alone.release()
-        cache(settings(worker="3/3"))  # nobody else is at work, so the number may change
+        cache(settings(worker="2/3"))  # nobody else is at work, so the number may change
 
-    @pytest.mark.parametrize("text", ["0/2", "3/2", "1", "a/b", "1/0"])
+    @pytest.mark.parametrize("text", ["2/2", "3/2", "1", "a/b", "0/0"])
     def test_no_worker(self, settings, text):  # noqa: F811
-        with pytest.raises(ConfigError, match=rf"--worker {text}: expected I/N with I from 1 to N, such as 1/4"):
+        with pytest.raises(ConfigError, match=rf"--worker {text}: expected I/N with I from 0 to N-1, such as 0/4"):
             cache(settings(worker=text))
 
     def test_passes(self, settings):  # noqa: F811
         with pytest.raises(ConfigError, match="--worker and --coders-per-pass cannot be used together"):
-            cache(settings(worker="1/2", coders_per_pass=1))
+            cache(settings(worker="0/2", coders_per_pass=1))

@@ -20,7 +20,7 @@ import pytest
 
 from autointerp.errors import StoreError
 from autointerp.store import CoderRecord, Document, Identity, StoreWriter, open_store, verify_store, write_vocabulary
-from autointerp.store.lock import Worker
+from autointerp.worker import Worker
 
 CTX_LEN = 16
 NUM_CONTEXTS = 34
@@ -274,7 +274,7 @@ def main_workers(folder, seed):
         path = folder / f"{name}-by-workers"
         if grows:
             shutil.copytree(folder / "small", path)
-        waiting = {Worker(index, 3): 2 for index in (1, 2, 3)}  # how often each will be killed
+        waiting = {Worker(index, 3): 2 for index in range(3)}  # how often each will be killed
         while waiting:
             children = {
                 worker: start(path, CODERS, rng.randint(1, 40) if kills else 0, worker=worker, grows=grows)

@@ -7,8 +7,8 @@ import pytest
 
 from autointerp.errors import IdentityError, InputError, StoreError
 from autointerp.store import StoreWriter, open_store, read_manifest, verify_store
-from autointerp.store.lock import Worker
 from autointerp.store.progress import store_status
+from autointerp.worker import Worker
 from tests.unit.test_store_build import CODERS, CTX_LEN, IDENTITY, Corpus, build, check, record, tree
 
 NUM_CONTEXTS = 31
@@ -230,12 +230,12 @@ class TestStatus:
 
     def test_of_workers(self, tmp_path, whole):
         path = tmp_path / "store"
-        with StoreWriter.create_or_resume(path, identity=IDENTITY, coders=CODERS, worker=Worker(2, 3), **OPTIONS) as writer:
+        with StoreWriter.create_or_resume(path, identity=IDENTITY, coders=CODERS, worker=Worker(1, 3), **OPTIONS) as writer:
             whole.feed(writer)
             writer.close_run()
             assert writer.num_runs == 7 and writer.missing_runs() == [0, 2, 3, 5, 6]
         assert store_status(path).splitlines()[2:] == [
-            "  runs by worker 1: 0, worker 2: 2, worker 3: 0; 3 missing before the last one",
+            "  runs by worker 0: 0, worker 1: 2, worker 2: 0; 3 missing before the last one",
             "  run the same cache command again to go on (without --worker to merge)",
         ]
         check(build(path, whole), whole)
