@@ -2,8 +2,8 @@
 
 Only the last user message and the reminder have variables, written ``{{name}}``; system text and worked examples are sent as
 they stand, so that every latent shares them as a prefix. Substituted text is never expanded again: what the corpus or a model
-wrote is data, in which the marker of the answer is broken, so that a reply that repeats it answers nothing. Prompts are looked up in the checkout's ``prompts/`` when the package lies in one, else in the package's own
-copy.
+wrote is data, in which the marker of the answer is broken, so that a reply that repeats it answers nothing. Prompts are looked
+up in the checkout's ``prompts/`` when the package lies in one, else in the package's own copy.
 """
 
 from __future__ import annotations
