@@ -8,6 +8,9 @@ import pytest
 from autointerp.explainers import REGISTRY as EXPLAINERS
 from autointerp.jobs.methods import build_scorer
 from autointerp.scorers import REGISTRY as SCORERS
+from autointerp.scorers.intruder import IntruderConfig
+from autointerp.scorers.metrics import CHANCE
+from autointerp.scorers.saebench import NUM_SILENT, NUM_TOP, NUM_WEIGHTED
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGES = {page.name: page.read_text() for page in sorted((DOCS / "methods").glob("*.md"))}
@@ -38,9 +41,11 @@ def test_every_page_is_in_the_table():
 
 @pytest.mark.parametrize("scorer", SCORERS)
 def test_the_table_says_what_the_code_does(scorer):
-    _, measures, needs, headline, *_ = table()[scorer]
+    _, measures, needs, headline, chance, _ = table()[scorer]
     built = build_scorer(scorer, {})
     assert headline.lower().replace(" ", "_") == built.headline
+    own = {"intruder": 1 / IntruderConfig().num_shown, "saebench": NUM_SILENT / (NUM_TOP + NUM_WEIGHTED + NUM_SILENT)}
+    assert float(chance) == pytest.approx(own[scorer] if scorer in own else CHANCE[built.headline], abs=5e-4)
     assert ("LM" in needs, "embedder" in needs) == (built.needs.engine, built.needs.embedder)
     assert ("log-probabilities" in needs) == built.needs.prompt_logprobs
     assert measures == ("explanation" if built.needs.explanation else "latent")
