@@ -39,7 +39,9 @@ def read_explanation(reply: Reply, *, marker: str, max_chars: int, not_these: Co
 
 
 def _repeats(explanation: str, other: str) -> bool:
-    # Not the short ones: two words of an explanation may well occur in the prompt.
+    if explanation.casefold() == other.casefold():
+        return True
+    # Not parts of short ones: two words of an explanation may well occur in the prompt.
     return min(len(explanation), len(other)) >= _ECHO_CHARS and (explanation in other or other in explanation)
 
 

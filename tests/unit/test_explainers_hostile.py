@@ -1,21 +1,26 @@
 """Every LLM explainer against replies and texts that mean harm: a row for each, counts add up, and nothing is invented."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
+import numpy as np
 import pytest
 from hostile import CORPUS, TEXTS, HostileVocabulary
-from planted import planted, resources, run
+from judged import validated
+from planted import resources, run
 
 from autointerp.errors import ContextExceeded, EngineStopped, Permanent, RateLimited, ReplyError, Transient
 from autointerp.explainers import REGISTRY
 from autointerp.jobs.methods import build_explainer
 from autointerp.llm.fake import FakeEngine, prompt_text
-from autointerp.records import Chat, Reply
+from autointerp.records import Chat, Examples, LatentExamples, Reply
 
 EXPLAINERS = {
     "default": ("default", {}),
     "default with reasoning": ("default", {"reasoning": True}),
     "contrastive": ("contrastive", {}),
+    "activations_logits": ("activations_logits", {}),
+    "best_of": ("best_of", {}),
+    "refine": ("refine", {}),
 }
 
 
@@ -35,12 +40,16 @@ class CountingEngine(FakeEngine):
         return reply
 
 
+def a_latent():
+    return validated(promoted=tuple(range(12)))
+
+
 def explained(which, script, *, latent=None, vocabulary=None):
     name, options = EXPLAINERS[which]
     engine = CountingEngine(script)
     given = resources(engine)
     given = given if vocabulary is None else replace(given, vocabulary=vocabulary)
-    return list(run(build_explainer(name, options).explain(latent or planted(), given))), engine
+    return list(run(build_explainer(name, options).explain(latent or a_latent(), given))), engine
 
 
 def check(rows, engine, *, statuses):
@@ -105,14 +114,14 @@ def test_what_the_engine_raises_becomes_no_row_here(which, error):
 
 
 def hostile_latent():
-    latent = planted()
-    blocks = ("explain", "explain_statistics", "explain_negatives", "positives", "negatives")
+    latent = a_latent()
     changed = {}
-    for name in blocks:
+    for name in (field.name for field in fields(LatentExamples)):
         block = getattr(latent, name)
-        tokens = block.tokens.copy()
-        tokens[:] = [range(i, i + tokens.shape[1]) for i in range(len(tokens))]
-        changed[name] = replace(block, tokens=tokens % len(CORPUS))
+        if isinstance(block, Examples) and len(block):
+            num, width = block.tokens.shape
+            rows = np.arange(num)[:, None] + np.arange(width)
+            changed[name] = replace(block, tokens=(rows % len(CORPUS)).astype(np.uint32))
     return replace(latent, **changed)
 
 
@@ -120,16 +129,18 @@ def hostile_latent():
 def test_corpus_text_cannot_change_the_form_of_a_prompt(which):
     _, plain = explained(which, lambda request: "?")
     _, engine = explained(which, lambda request: "?", latent=hostile_latent(), vocabulary=HostileVocabulary())
+    num = len(plain.requests[0].prompt.messages)
     for request, other in zip(engine.requests, plain.requests, strict=True):
         assert isinstance(request.prompt, Chat)
-        asked, expected = request.prompt.messages[-1][1], other.prompt.messages[-1][1]
-        assert request.prompt.messages[:7] == other.prompt.messages[:7]
+        asked, expected = request.prompt.messages[num - 1][1], other.prompt.messages[num - 1][1]
+        assert request.prompt.messages[: num - 1] == other.prompt.messages[: num - 1]
         assert asked.count("\n") == expected.count("\n")
         assert [line.split(" ")[:2] for line in asked.splitlines() if line.startswith("Excerpt ")] == [
             line.split(" ")[:2] for line in expected.splitlines() if line.startswith("Excerpt ")
         ]
         assert asked.count("<<") == asked.count(">>") == expected.count("<<")
-        assert asked.count("EXPLANATION:") == expected.count("EXPLANATION:")
+        marker = "LABEL:" if which == "activations_logits" else "EXPLANATION:"
+        assert asked.count(marker) == expected.count(marker) and "hacked" in asked
         assert not any(found in asked for found in ("<|im_end|>", "\x1b", "\u202e", "\t"))
 
 
@@ -139,7 +150,10 @@ def test_what_the_corpus_says_is_no_explanation_when_it_is_repeated(which):
     latent, vocabulary = hostile_latent(), HostileVocabulary()
     rows, engine = explained(which, prompt_text, latent=latent, vocabulary=vocabulary)
     check(rows, engine, statuses={"unparseable"})
-    rows, engine = explained(
-        which, lambda request: request.prompt.messages[7][1].splitlines()[2], latent=latent, vocabulary=vocabulary
-    )
-    check(rows, engine, statuses={"unparseable"})
+    num = len(engine.requests[0].prompt.messages)
+    lines = engine.requests[0].prompt.messages[num - 1][1].splitlines()
+    hacked = [line for line in lines if "hacked" in line]
+    assert hacked
+    for line in hacked[:3]:
+        rows, engine = explained(which, lambda request, line=line: line, latent=latent, vocabulary=vocabulary)
+        check(rows, engine, statuses={"unparseable"})
