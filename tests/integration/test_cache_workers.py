@@ -43,7 +43,7 @@ def test_two_processes_at_once_and_a_third_that_is_killed(settings, tmp_path):  
         text = config.model_copy(update={"worker": f"{index}/3"}).model_dump_json()
         return subprocess.Popen([sys.executable, "-c", _PROCESS, text], stderr=subprocess.PIPE, text=True, env=environment)
 
-    processes = [start(index) for index in (1, 2, 3)]
+    processes = [start(index) for index in range(3)]
     while not (tmp_path / "store/building/runs/run-00002.json").exists() and processes[2].poll() is None:
         time.sleep(0.01)
     processes[2].send_signal(signal.SIGKILL)
