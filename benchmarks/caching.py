@@ -31,7 +31,8 @@ from typing import Any
 CTX_LEN, BATCH, K, VOCABULARY, SPLITS = 256, 8, 32, 50304, 5
 GROWTH_BUDGET = "256MB"
 """So small that the fewest tokens spill several runs already."""
-KINDS = ("forward", "encode", "floor", "ours", "delphi")
+KINDS = ("forward", "encode", "own-encode", "floor", "ours", "delphi")
+"""``encode`` is torch's own topk over all latents, ``own-encode`` this package's ``Coder.encode``: the harder denominator."""
 
 
 @dataclass(frozen=True)
@@ -68,12 +69,17 @@ def load_inputs(folder: Path, tokens: int) -> tuple[Any, dict[str, Any], Any]:
 
 
 def reference(folder: Path, tokens: int, out: Path, kind: str) -> Iterator[None]:
-    """Forward, forward and encode with torch's own topk, or that and a compact store of numpy arrays."""
+    """Forward, forward and encode (with torch's own topk or our coder), or that and a compact store of numpy arrays."""
     import numpy as np
     import torch
 
     model, coder, ids = load_inputs(folder, tokens)
     hook = next((folder / "coder").iterdir()).name
+    own = None
+    if kind == "own-encode":
+        from autointerp.coders.load import load_coder
+
+        own = load_coder(str(folder / "coder" / hook))
     seen: dict[str, Any] = {}
 
     def keep(_module: Any, _args: Any, output: Any) -> None:
@@ -87,6 +93,9 @@ def reference(folder: Path, tokens: int, out: Path, kind: str) -> Iterator[None]
         for start in range(0, len(ids), BATCH):
             model(ids[start : start + BATCH])
             if kind == "forward":
+                continue
+            if own is not None:
+                own.encode(seen["x"].flatten(0, 1))
                 continue
             x = seen["x"].flatten(0, 1) - coder["b_dec"]
             pre = torch.nn.functional.linear(x, coder["encoder.weight"], coder["encoder.bias"]).relu()
@@ -144,7 +153,7 @@ def delphi(folder: Path, tokens: int, out: Path, kind: str) -> Iterator[None]:
 
 
 RUN: dict[str, Callable[[Path, int, Path, str], Iterator[None]]] = {
-    "forward": reference, "encode": reference, "floor": reference, "ours": ours, "delphi": delphi,
+    "forward": reference, "encode": reference, "own-encode": reference, "floor": reference, "ours": ours, "delphi": delphi,
 }  # fmt: skip
 
 
@@ -197,7 +206,8 @@ def prepare(folder: Path, case: Case, tokens: int) -> None:
     weight = torch.randn(case.width, case.d_model)
     weight /= weight.norm(dim=1, keepdim=True)
     tensors = {
-        "encoder.weight": weight, "encoder.bias": 0.01 * torch.randn(case.width), "W_dec": weight.clone(),
+        "encoder.weight": weight, "encoder.bias": 0.01 * torch.randn(case.width),
+        "W_dec": weight / 4,  # so that random directions reconstruct better than the mean does, as `cache` demands
         "b_dec": 0.01 * torch.randn(case.d_model),
     }  # fmt: skip
     save_file(tensors, coder / "sae.safetensors")
