@@ -23,15 +23,19 @@ from autointerp.store.parquet import (
     ParquetSink,
     activation_encoding,
     iterate_tables,
+    numbers,
     open_parquet,
     parquet_sink,
     write_table,
 )
-from autointerp.store.runs import Run, RunFile, check_rows, sort_by_key
+from autointerp.store.runs import RUN_GROUP_ROWS, Run, RunFile, SortedRows, check_rows
 
 BYTES_PER_MERGED = 128
 """Memory per activation of a range while it is merged."""
 MIN_RANGE_ROWS = 1 << 10
+_GROUPS_PER_RANGE = 8
+_BLOCK_ROWS = 1 << 16
+"""Activations that are put in columns and summarised at a time, so that they stay in the cache."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +66,7 @@ class SpilledCoder:
     def __init__(self, path: Path, coder: str, runs: Sequence[Run], *, width: int, ctx_len: int) -> None:
         self.counts = np.zeros(width, np.int64)
         """Activations of each latent."""
-        folder = path / run_folder(coder)
+        self._folder = folder = path / run_folder(coder)
         self._runs = [
             [self._open(folder, file, start=run.first_context * ctx_len) for file in run.files[coder]]
             for run in runs
@@ -73,6 +77,7 @@ class SpilledCoder:
         """Of the merged values: float16 when every run fits."""
         last = runs[-1]
         self._position_bits = np.uint64(((last.first_context + last.num_contexts) * ctx_len).bit_length())
+        self._position_mask = (np.uint64(1) << self._position_bits) - np.uint64(1)
 
     def _open(self, folder: Path, file: RunFile, *, start: int) -> _Spilled:
         path = folder / file.name
@@ -86,49 +91,72 @@ class SpilledCoder:
         check_rows(path, file, num_rows)
         return _Spilled(path=path, first_latents=np.array(first, np.uint32), start=start)
 
-    def rows(self, low: int, high: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return (latents counted from `low`, positions, values) of latents low..high-1, sorted; values in the merged dtype.
+    @property
+    def num_files(self) -> int:
+        """Sorted files of all runs: what a range is read from."""
+        return sum(map(len, self._runs))
+
+    def rows(self, low: int, high: int) -> Iterator[tuple[int, int, np.ndarray, np.ndarray, np.ndarray]]:
+        """Yield all of latents low..high-1 as (first latent, last latent + 1, latents counted from the first, positions,
+        values), sorted, a few latents at a time; values in the merged dtype.
 
         Raises: StoreError when a latent has two values at one position.
         """
-        return self._sorted([file for run in self._runs for file in run], low, high)
+        ordered = self._sorted([file for run in self._runs for file in run], low, high)
+        start = 0
+        for first, end in cut(self.counts[low:high], _BLOCK_ROWS):
+            stop = start + int(self.counts[low + first : low + end].sum())
+            yield low + first, low + end, *self._columns(ordered, start, stop, first=first)
+            start = stop
 
     def blocks(self, latent: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield (positions, values) of one latent run by run."""
         for run in self._runs:
-            _, positions, values = self._sorted(run, latent, latent + 1)
-            if len(positions):
-                yield positions, values
+            ordered = self._sorted(run, latent, latent + 1)
+            if len(ordered):
+                yield self._columns(ordered, 0, len(ordered), first=0)[1:]
 
-    def _sorted(self, files: Sequence[_Spilled], low: int, high: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        keys, values = [np.zeros(0, np.uint64)], [np.zeros(0, self.dtype)]
-        for file in files:
-            latents, positions, some = _read(file, low, high)
-            relative = (latents - np.uint32(low)).astype(np.uint64)
-            keys.append(relative << self._position_bits | (positions + np.uint64(file.start)))
-            values.append(some.astype(self.dtype))
-        key, merged = np.concatenate(keys), np.concatenate(values)
-        del keys, values
-        key, merged = sort_by_key(key, merged, key_bits=int(self._position_bits) + (high - low).bit_length())
-        if (key[1:] == key[:-1]).any():
+    def _sorted(self, files: Sequence[_Spilled], low: int, high: int) -> SortedRows:
+        """Return latents low..high-1, with (latent - low, position) as key."""
+        pieces = [(file, read) for file in files if len((read := _read(file, low, high))[0])]
+        return SortedRows(
+            (self._keyed(file, read, low) for file, read in pieces),
+            sum(len(latents) for _, (latents, _, _) in pieces),
+            dtype=self.dtype,
+            key_bits=int(self._position_bits) + (high - low).bit_length(),
+            is_sorted=len(pieces) == 1,
+        )
+
+    def _keyed(
+        self, file: _Spilled, read: tuple[np.ndarray, np.ndarray, np.ndarray], low: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        latents, positions, values = read
+        keys = np.left_shift(latents - np.uint32(low), self._position_bits, dtype=np.uint64)
+        keys |= np.add(positions, file.start, dtype=np.uint64)
+        return keys, values
+
+    def _columns(
+        self, ordered: SortedRows, start: int, stop: int, *, first: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        if ordered.has_twins(start, stop):
             raise StoreError(
-                f"{files[0].path.parent} has two values of one latent at one position; the caching job gave one twice"
+                f"{self._folder} has two values of one latent at one position; the caching job gave one twice"
             )
-        latents = (key >> self._position_bits).astype(np.int64)
-        positions = (key & ((np.uint64(1) << self._position_bits) - np.uint64(1))).astype(np.int64)
-        return latents, positions, merged
+        keys, values = ordered.rows(start, stop)
+        latents = (keys >> self._position_bits).view(np.int64) - first
+        return latents, (keys & self._position_mask).view(np.int64), values
 
 
 def _read(file: _Spilled, low: int, high: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     first = max(0, int(np.searchsorted(file.first_latents, low, side="left")) - 1)
     stop = int(np.searchsorted(file.first_latents, high, side="left"))
     if stop <= first:
-        return np.zeros(0, np.uint32), np.zeros(0, np.uint64), np.zeros(0, np.float16)
+        return np.zeros(0, np.uint32), np.zeros(0, np.uint32), np.zeros(0, np.float16)
     with open_parquet(file.path) as opened:
         table = opened.read_row_groups(list(range(first, stop)), use_threads=False)
-    latents = table["latent"].to_numpy()
+    latents = numbers(table["latent"])
     at = slice(*np.searchsorted(latents, [low, high]))
-    return latents[at], table["position"].to_numpy()[at].astype(np.uint64), table["activation"].to_numpy()[at]
+    return latents[at], numbers(table["position"])[at], numbers(table["activation"])[at]
 
 
 def cut(counts: np.ndarray, max_rows: int) -> list[tuple[int, int]]:
@@ -162,8 +190,10 @@ def _merge_part(
     encoding = activation_encoding(spilled.dtype)
     with parquet_sink(file, schema, encoding=encoding, statistics=["latent", "position"]) as sink:
         rows = _RowGroups(sink, options.row_group_rows)
-        for start, stop in cut(spilled.counts[low:high], options.range_rows):
-            summaries.append(_merge_range(spilled, rows, options, low=low + start, high=low + stop))
+        # Long enough that the row groups where ranges meet, decoded for both, are few; no longer, to stay in the cache.
+        range_rows = min(options.range_rows, _GROUPS_PER_RANGE * RUN_GROUP_ROWS * max(1, spilled.num_files))
+        for start, stop in cut(spilled.counts[low:high], range_rows):
+            summaries += _merge_range(spilled, rows, options, low=low + start, high=low + stop)
         rows.close()
     assert sink.entry is not None
     table = latents_table(
@@ -173,14 +203,18 @@ def _merge_part(
     write_table(path / merged_part(coder, part), table.replace_schema_metadata(metadata))
 
 
-def _merge_range(spilled: SpilledCoder, rows: _RowGroups, options: MergeOptions, *, low: int, high: int) -> Summary:
+def _merge_range(
+    spilled: SpilledCoder, rows: _RowGroups, options: MergeOptions, *, low: int, high: int
+) -> Iterator[Summary]:
+    """Append the rows of a range; yield the statistics of its latents."""
     if high - low == 1 and spilled.counts[low] > options.range_rows:
         for positions, values in spilled.blocks(low):
             rows.add(np.full(len(positions), low, np.uint32), positions, values)
-        return summarise_stream(lambda: spilled.blocks(low), ctx_len=options.ctx_len)
-    latents, positions, values = spilled.rows(low, high)
-    rows.add((latents + low).astype(np.uint32), positions, values)
-    return summarise(latents, positions, values, num_latents=high - low, ctx_len=options.ctx_len)
+        yield summarise_stream(lambda: spilled.blocks(low), ctx_len=options.ctx_len)
+        return
+    for first, end, latents, positions, values in spilled.rows(low, high):
+        rows.add((latents + first).astype(np.uint32), positions, values)
+        yield summarise(latents, positions, values, num_latents=end - first, ctx_len=options.ctx_len)
 
 
 class _RowGroups:
@@ -205,7 +239,8 @@ class _RowGroups:
 
     def close(self) -> None:
         if self._pending:
-            columns = [pa.array(np.concatenate(column)) for column in zip(*self._pending, strict=True)]
+            pieces = zip(*self._pending, strict=True)
+            columns = [pa.array(column[0] if len(column) == 1 else np.concatenate(column)) for column in pieces]
             self._sink.add(pa.Table.from_arrays(columns, schema=self._sink.schema))
         self._pending, self._num_pending = [], 0
 

@@ -7,7 +7,7 @@ that they fit in 32 bits. A file keeps float16 when none of its values leaves th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,9 @@ the parquet writer and the caller hold."""
 MAX_RUN_TOKENS = 1 << 20
 """No run has more tokens, so that a killed job loses little."""
 MIN_BUFFER_ROWS = 1 << 10
-_ROW_GROUP_ROWS = 1 << 14
+RUN_GROUP_ROWS = 1 << 14
+"""Activations in a row group of a run's file."""
+_VALUE_BITS = np.uint64(16)
 _FLOAT16_MIN, _FLOAT16_MAX = 2.0**-14, 65504.0
 
 
@@ -89,21 +91,56 @@ def fits_float16(values: np.ndarray) -> bool:
     return not len(size) or bool(size.min() >= _FLOAT16_MIN and size.max() <= _FLOAT16_MAX)
 
 
-def sort_by_key(keys: np.ndarray, values: np.ndarray, *, key_bits: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return uint64 keys below ``2 ** key_bits`` in ascending order, and their values.
+class SortedRows:
+    """Activations in ascending order of one integer key. A float16 rides along in the low bits of its key where there is room:
+    sorting integers is several times faster than ordering them, and half the memory."""
 
-    A float16 rides along in the low bits where there is room: sorting integers is several times faster than ordering them.
-    """
-    if values.dtype == np.float16 and key_bits + 16 <= 64:
-        packed = keys << np.uint64(16)
-        packed |= values.view(np.uint16)
-        packed.sort()
-        values = packed.astype(np.uint16).view(np.float16)
-        packed >>= np.uint64(16)
-        return packed, values
-    # Stable sorting of sorted pieces is merging them.
-    order = np.argsort(keys, kind="stable")
-    return keys[order], values[order]
+    def __init__(
+        self,
+        pieces: Iterable[tuple[np.ndarray, np.ndarray]],
+        num_rows: int,
+        *,
+        dtype: np.dtype[Any],
+        key_bits: int,
+        is_sorted: bool = False,
+    ) -> None:
+        """Take uint64 keys below ``2 ** key_bits`` and their values, which become `dtype`; `is_sorted` promises their order."""
+        self._keys = np.empty(num_rows, np.uint64)
+        self._values = None if dtype == np.float16 and key_bits + 16 <= 64 else np.empty(num_rows, dtype)
+        filled = 0
+        for keys, values in pieces:
+            rows = slice(filled, filled + len(keys))
+            filled += len(keys)
+            if self._values is None:
+                np.left_shift(keys, _VALUE_BITS, out=self._keys[rows])
+                self._keys[rows] |= values.astype(np.float16, copy=False).view(np.uint16)
+            else:
+                self._keys[rows] = keys
+                self._values[rows] = values
+        if is_sorted:
+            return
+        if self._values is None:
+            self._keys.sort()
+        else:
+            order = np.argsort(self._keys, kind="stable")  # of sorted pieces it is a merge
+            self._keys, self._values = self._keys[order], self._values[order]
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def rows(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return uint64 keys and the values of rows start..stop-1."""
+        keys = self._keys[start:stop]
+        if self._values is not None:
+            return keys, self._values[start:stop]
+        return keys >> _VALUE_BITS, keys.astype(np.uint16).view(np.float16)
+
+    def has_twins(self, start: int, stop: int) -> bool:
+        """Return whether a key of rows start..stop-1 is that of the row before it."""
+        keys = self._keys[max(0, start - 1) : stop]
+        if self._values is None:
+            return bool(((keys[1:] ^ keys[:-1]) >> _VALUE_BITS == 0).any())
+        return bool((keys[1:] == keys[:-1]).any())
 
 
 class RunBuffer:
@@ -164,28 +201,37 @@ class RunBuffer:
     def _spill(self, coder: str, *, run: int) -> None:
         if not self._rows[coder]:
             return
-        keys = np.concatenate(self._keys[coder])
-        self._keys[coder] = []
-        values = np.concatenate(self._values[coder])
-        self._values[coder] = []
-        self._rows[coder] = 0
-        dtype = np.dtype(np.float16 if fits_float16(values) else np.float32)
-        keys, values = sort_by_key(keys, values.astype(dtype), key_bits=self._position_bits + self._widths[coder].bit_length())
-        if (keys[1:] == keys[:-1]).any():
-            raise InputError(f"coder {coder!r} gave two activations of one latent at one position; expected one")
+        keys, values, num_rows = self._keys[coder], self._values[coder], self._rows[coder]
+        self._keys[coder], self._values[coder], self._rows[coder] = [], [], 0
+        dtype = np.dtype(np.float16 if all(map(fits_float16, values)) else np.float32)
+        key_bits = self._position_bits + self._widths[coder].bit_length()
+        ordered = SortedRows(_taken(keys, values), num_rows, dtype=dtype, key_bits=key_bits)
         position_bits, position_mask = np.uint64(self._position_bits), np.uint64((1 << self._position_bits) - 1)
         name = f"run-{run:05d}-{len(self._files[coder]):03d}.parquet"
         file, encoding = self._path / run_folder(coder) / name, activation_encoding(dtype)
-        with parquet_sink(file, run_schema(dtype), encoding=encoding, with_digest=False) as sink:
-            for start in range(0, len(keys), _ROW_GROUP_ROWS):
-                rows = slice(start, start + _ROW_GROUP_ROWS)
+        with parquet_sink(
+            file, run_schema(dtype), encoding=encoding, compression="none", with_digest=False
+        ) as sink:
+            for start in range(0, num_rows, RUN_GROUP_ROWS):
+                stop = start + RUN_GROUP_ROWS
+                if ordered.has_twins(start, stop):
+                    raise InputError(f"coder {coder!r} gave two activations of one latent at one position; expected one")
+                some_keys, some = ordered.rows(start, stop)
                 columns = [
-                    pa.array((keys[rows] >> position_bits).astype(np.uint32)),
-                    pa.array((keys[rows] & position_mask).astype(np.uint32)),
-                    pa.array(values[rows]),
+                    pa.array((some_keys >> position_bits).astype(np.uint32)),
+                    pa.array((some_keys & position_mask).astype(np.uint32)),
+                    pa.array(some),
                 ]
                 sink.add(pa.Table.from_arrays(columns, schema=sink.schema))
-        self._files[coder].append(RunFile(name=name, num_rows=len(keys), dtype=dtype.name))
+        self._files[coder].append(RunFile(name=name, num_rows=num_rows, dtype=dtype.name))
+
+
+def _taken(keys: list[np.ndarray], values: list[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield the pieces in order and let go of each, so that they are not held beside the sorted whole."""
+    keys.reverse()
+    values.reverse()
+    while keys:
+        yield keys.pop(), values.pop()
 
 
 def run_schema(dtype: np.dtype[Any]) -> pa.Schema:
