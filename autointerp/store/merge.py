@@ -33,7 +33,7 @@ from autointerp.store.runs import RUN_GROUP_ROWS, Run, RunFile, SortedRows, chec
 BYTES_PER_MERGED = 128
 """Memory per activation of a range while it is merged."""
 MIN_RANGE_ROWS = 1 << 10
-_GROUPS_PER_RANGE = 8
+_GROUPS_PER_RANGE = 32
 _BLOCK_ROWS = 1 << 16
 """Activations that are put in columns and summarised at a time, so that they stay in the cache."""
 
