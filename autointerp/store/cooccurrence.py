@@ -107,7 +107,9 @@ class _InMemory:
             filled += len(some)
         self._ends = ends = _ends(count)
         self._positions, self._width = positions, len(count)
-        by_latent = sparse.csr_matrix((np.ones(total, np.int8), positions, ends.astype(index)), shape=(len(count), num_positions))
+        by_latent = sparse.csr_matrix(
+            (np.ones(total, np.int8), positions, ends.astype(index)), shape=(len(count), num_positions)
+        )
         self._by_position = by_latent.T.tocsr()
         fired = np.diff(self._by_position.indptr).astype(np.int64)
         self.pairs = np.zeros(len(count), np.int64)
@@ -134,7 +136,7 @@ class _InMemory:
         """Sort (latent, other) as one integer each; equal ones are then neighbours."""
         number = np.uint32 if (stop - first) * self._width < 1 << 32 else np.uint64
         others = self._others(int(self._ends[first]), int(self._ends[stop]))
-        rows = np.arange(stop - first, dtype=number) * number(self._width)
+        rows = (np.arange(stop - first) * self._width).astype(number)
         pairs = np.repeat(rows, self.pairs[first:stop])
         pairs += others.astype(number, copy=False)
         pairs.sort()

@@ -135,13 +135,9 @@ class SpilledCoder:
         keys |= np.add(positions, file.start, dtype=np.uint64)
         return keys, values
 
-    def _columns(
-        self, ordered: SortedRows, start: int, stop: int, *, first: int
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _columns(self, ordered: SortedRows, start: int, stop: int, *, first: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         if ordered.has_twins(start, stop):
-            raise StoreError(
-                f"{self._folder} has two values of one latent at one position; the caching job gave one twice"
-            )
+            raise StoreError(f"{self._folder} has two values of one latent at one position; the caching job gave one twice")
         keys, values = ordered.rows(start, stop)
         latents = (keys >> self._position_bits).view(np.int64) - first
         return latents, (keys & self._position_mask).view(np.int64), values
@@ -185,7 +181,7 @@ def _merge_part(
     path: Path, coder: str, spilled: SpilledCoder, options: MergeOptions, *, part: int, low: int, high: int
 ) -> None:
     schema = activations_schema(spilled.dtype)
-    summaries = []
+    summaries: list[Summary] = []
     file = path / activations_part(coder, part)
     encoding = activation_encoding(spilled.dtype)
     with parquet_sink(file, schema, encoding=encoding, statistics=["latent", "position"]) as sink:
@@ -203,9 +199,7 @@ def _merge_part(
     write_table(path / merged_part(coder, part), table.replace_schema_metadata(metadata))
 
 
-def _merge_range(
-    spilled: SpilledCoder, rows: _RowGroups, options: MergeOptions, *, low: int, high: int
-) -> Iterator[Summary]:
+def _merge_range(spilled: SpilledCoder, rows: _RowGroups, options: MergeOptions, *, low: int, high: int) -> Iterator[Summary]:
     """Append the rows of a range; yield the statistics of its latents."""
     if high - low == 1 and spilled.counts[low] > options.range_rows:
         for positions, values in spilled.blocks(low):

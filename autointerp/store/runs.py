@@ -92,8 +92,11 @@ def fits_float16(values: np.ndarray) -> bool:
 
 
 class SortedRows:
-    """Activations in ascending order of one integer key. A float16 rides along in the low bits of its key where there is room:
-    sorting integers is several times faster than ordering them, and half the memory."""
+    """Activations in ascending order of one integer key.
+
+    A float16 rides along in the low bits of its key where there is room: sorting integers is several times faster than ordering
+    them, and takes less memory.
+    """
 
     def __init__(
         self,
@@ -209,9 +212,7 @@ class RunBuffer:
         position_bits, position_mask = np.uint64(self._position_bits), np.uint64((1 << self._position_bits) - 1)
         name = f"run-{run:05d}-{len(self._files[coder]):03d}.parquet"
         file, encoding = self._path / run_folder(coder) / name, activation_encoding(dtype)
-        with parquet_sink(
-            file, run_schema(dtype), encoding=encoding, compression="none", with_digest=False
-        ) as sink:
+        with parquet_sink(file, run_schema(dtype), encoding=encoding, compression="none", with_digest=False) as sink:
             for start in range(0, num_rows, RUN_GROUP_ROWS):
                 stop = start + RUN_GROUP_ROWS
                 if ordered.has_twins(start, stop):
