@@ -22,13 +22,12 @@ from autointerp.store.layout import FileEntry, activations_part, merged_part, ru
 from autointerp.store.parquet import (
     ParquetSink,
     activation_encoding,
-    iterate_tables,
     numbers,
     open_parquet,
     parquet_sink,
     write_table,
 )
-from autointerp.store.runs import RUN_GROUP_ROWS, Run, RunFile, SortedRows, check_rows
+from autointerp.store.runs import POSITION_BITS, RUN_GROUP_ROWS, VALUE_BITS, Run, RunFile, SortedRows, check_rows, holds_values
 
 BYTES_PER_MERGED = 128
 """Memory per activation of a range while it is merged."""
@@ -58,6 +57,15 @@ class _Spilled:
     """uint32, the first latent of each row group."""
     start: int
     """Position of the run's first token."""
+    position_bits: int
+    """Bits of a key that are the position."""
+    value_bits: int
+    """Bits of a key below the position that are the value; 0 where values have a column."""
+
+    @property
+    def shift(self) -> int:
+        """Bits of a key below the latent."""
+        return self.position_bits + self.value_bits
 
 
 class SpilledCoder:
@@ -76,20 +84,32 @@ class SpilledCoder:
         self.dtype = np.dtype(np.float32 if any(file.dtype == "float32" for file in files) else np.float16)
         """Of the merged values: float16 when every run fits."""
         last = runs[-1]
-        self._position_bits = np.uint64(((last.first_context + last.num_contexts) * ctx_len).bit_length())
-        self._position_mask = (np.uint64(1) << self._position_bits) - np.uint64(1)
+        bits = ((last.first_context + last.num_contexts) * ctx_len).bit_length()
+        self._bits = max([bits, *(spilled.position_bits for run in self._runs for spilled in run)])
+        """Bits of a position, counted from the start of the corpus."""
 
     def _open(self, folder: Path, file: RunFile, *, start: int) -> _Spilled:
         path = folder / file.name
         first, num_rows = [], 0
-        for table in iterate_tables(path, ["latent"]):
-            latents = table["latent"].to_numpy()
-            first.append(latents[0])
-            num_rows += len(latents)
-            counts = np.bincount(latents - latents[0])
-            self.counts[latents[0] : latents[0] + len(counts)] += counts
+        with open_parquet(path) as opened:
+            schema = opened.schema_arrow
+            if POSITION_BITS not in (schema.metadata or {}):
+                raise StoreError(
+                    f"{path} was written by another version of autointerp; remove the unfinished store and build again"
+                )
+            position_bits = int(schema.metadata[POSITION_BITS])
+            value_bits = 0 if "activation" in schema.names else VALUE_BITS
+            for group in range(opened.num_row_groups):
+                keys = numbers(opened.read_row_group(group, columns=["key"], use_threads=False)["key"])
+                latents = (keys >> np.uint64(position_bits + value_bits)).view(np.int64)
+                first.append(latents[0])
+                num_rows += len(latents)
+                counts = np.bincount(latents - latents[0])
+                self.counts[latents[0] : latents[0] + len(counts)] += counts
         check_rows(path, file, num_rows)
-        return _Spilled(path=path, first_latents=np.array(first, np.uint32), start=start)
+        return _Spilled(
+            path=path, first_latents=np.array(first, np.uint32), start=start, position_bits=position_bits, value_bits=value_bits
+        )
 
     @property
     def num_files(self) -> int:
@@ -118,41 +138,54 @@ class SpilledCoder:
 
     def _sorted(self, files: Sequence[_Spilled], low: int, high: int) -> SortedRows:
         """Return latents low..high-1, with (latent - low, position) as key."""
+        key_bits = self._bits + (high - low).bit_length()
+        is_packed = holds_values(self.dtype, key_bits)
         pieces = [(file, read) for file in files if len((read := _read(file, low, high))[0])]
         return SortedRows(
-            (self._keyed(file, read, low) for file, read in pieces),
-            sum(len(latents) for _, (latents, _, _) in pieces),
+            (self._keyed(file, *read, low, is_packed=is_packed) for file, read in pieces),
+            sum(len(keys) for _, (keys, _) in pieces),
             dtype=self.dtype,
-            key_bits=int(self._position_bits) + (high - low).bit_length(),
+            key_bits=key_bits,
             is_sorted=len(pieces) == 1,
         )
 
     def _keyed(
-        self, file: _Spilled, read: tuple[np.ndarray, np.ndarray, np.ndarray], low: int
-    ) -> tuple[np.ndarray, np.ndarray]:
-        latents, positions, values = read
-        keys = np.left_shift(latents - np.uint32(low), self._position_bits, dtype=np.uint64)
-        keys |= np.add(positions, file.start, dtype=np.uint64)
+        self, file: _Spilled, keys: np.ndarray, values: np.ndarray | None, low: int, *, is_packed: bool
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Return keys of a run as keys of the corpus, and the values where those do not hold them."""
+        shift = file.shift
+        keys = keys - np.uint64(low << shift)
+        if file.value_bits and not is_packed:
+            values = keys.astype(np.uint16).view(np.float16)
+            keys >>= np.uint64(file.value_bits)
+            shift -= file.value_bits
+        if self._bits > file.position_bits:
+            below = keys & np.uint64((1 << shift) - 1)
+            keys ^= below
+            keys <<= np.uint64(self._bits - file.position_bits)
+            keys |= below
+        keys += np.uint64(file.start << (shift - file.position_bits))
         return keys, values
 
     def _columns(self, ordered: SortedRows, start: int, stop: int, *, first: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         if ordered.has_twins(start, stop):
             raise StoreError(f"{self._folder} has two values of one latent at one position; the caching job gave one twice")
         keys, values = ordered.rows(start, stop)
-        latents = (keys >> self._position_bits).view(np.int64) - first
-        return latents, (keys & self._position_mask).view(np.int64), values
+        latents = (keys >> np.uint64(self._bits)).view(np.int64) - first
+        return latents, (keys & np.uint64((1 << self._bits) - 1)).view(np.int64), values
 
 
-def _read(file: _Spilled, low: int, high: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _read(file: _Spilled, low: int, high: int) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return the keys of latents low..high-1 in a file, and their values where those have a column."""
     first = max(0, int(np.searchsorted(file.first_latents, low, side="left")) - 1)
     stop = int(np.searchsorted(file.first_latents, high, side="left"))
     if stop <= first:
-        return np.zeros(0, np.uint32), np.zeros(0, np.uint32), np.zeros(0, np.float16)
+        return np.zeros(0, np.uint64), None
     with open_parquet(file.path) as opened:
         table = opened.read_row_groups(list(range(first, stop)), use_threads=False)
-    latents = numbers(table["latent"])
-    at = slice(*np.searchsorted(latents, [low, high]))
-    return latents[at], numbers(table["position"])[at], numbers(table["activation"])[at]
+    keys = numbers(table["key"])
+    at = slice(*np.searchsorted(keys, np.array([low << file.shift, high << file.shift], np.uint64)))
+    return keys[at], None if file.value_bits else numbers(table["activation"])[at]
 
 
 def cut(counts: np.ndarray, max_rows: int) -> list[tuple[int, int]]:
