@@ -474,7 +474,7 @@ def test_disk_full_is_one_sentence_and_the_build_goes_on(tmp_path, monkeypatch):
 
 def test_disk_plan(tmp_path):
     plan = plan_disk(1_000_000, {"a": 32, "b": 64})
-    assert plan.spill_bytes == 96 * 3_400_000 and plan.final_bytes == 96 * 3_100_000 + 4_000_000
+    assert plan.spill_bytes == 96 * 3_700_000 and plan.final_bytes == 96 * 3_100_000 + 4_000_000
     assert plan.spill_bytes < plan.peak_bytes < plan.spill_bytes + plan.final_bytes
     added = plan_disk(1_000_000, {"a": 32}, has_corpus=True)
     assert added.final_bytes == 32 * 3_100_000 and added.peak_bytes == 32 * 6_500_000
