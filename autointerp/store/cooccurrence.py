@@ -1,14 +1,16 @@
 """Nearest neighbours of latents by co-firing: Jaccard similarity of the sets of positions they fire on.
 
 ``C_ij`` counts the positions on which latents i and j both fire; the similarity is ``C_ij / (C_ii + C_jj - C_ij)``. The counts
-come from products of sparse matrices, a block of latents at a time: no array of (latents x latents) exists, and no count is
-approximate. Where the activations do not fit the budget, their position-major copy lies in a temporary file.
+come from sorting pairs that stay in the cache, a few latents at a time: no array of (latents x latents) exists, and no count is
+approximate. Where the activations do not fit the budget, their position-major copy lies in a temporary file, and the counts
+come from products of sparse matrices.
 """
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +18,19 @@ import numpy as np
 from scipy import sparse
 
 from autointerp.files import TEMPORARY_PREFIX, disk_errors
-from autointerp.store.neighbours import Ranked, ranked
+from autointerp.store.neighbours import Ranked, joined, ranked
 from autointerp.store.reader import CoderReader
 
 BUDGET_BYTES = 1 << 30
 """Memory for the activations, latent-major and position-major."""
 PAIRS_PER_BLOCK = 1 << 22
 """Pairs of activations on one position that a block of latents multiplies, hence most of its non-zero counts."""
+_CACHED_PAIRS = 1 << 17
+"""Pairs that are sorted at a time."""
 _BYTES_PER_ACTIVATION = 16
 _CHUNK = 1 << 22
+_POSITIONS = 1 << 14
+"""Positions looked up at a time for a latent with many pairs."""
 
 
 def cooccurring(
@@ -60,13 +66,28 @@ def _blocks(source: _InMemory | _OnDisk, count: np.ndarray, *, k: int, pairs_per
     while first < len(count):
         before = int(pairs[first - 1]) if first else 0
         stop = max(first + 1, int(np.searchsorted(pairs, before + pairs_per_block, side="right")))
-        both = source.product(first, stop)
-        union = np.repeat(sizes[first:stop], np.diff(both.indptr))
-        union += sizes[both.indices]
-        union -= both.data
-        similarity = np.divide(both.data, union, out=union).astype(np.float32, copy=False)
-        yield ranked(first, both.indptr, both.indices, similarity, k=k, counts=both.data)
+        yield joined([_nearest(both, sizes, k=k) for both in source.counts(first, stop)])
         first = stop
+
+
+@dataclass(frozen=True)
+class _Both:
+    """How often each of consecutive latents fires together with others; rows as those of a sparse matrix."""
+
+    first: int
+    starts: np.ndarray
+    columns: np.ndarray
+    counts: np.ndarray
+
+
+def _nearest(both: _Both, sizes: np.ndarray, *, k: int) -> Ranked:
+    num = len(both.starts) - 1
+    counts = both.counts.astype(sizes.dtype, copy=False)
+    union = np.repeat(sizes[both.first : both.first + num], np.diff(both.starts))
+    union += sizes[both.columns]
+    union -= counts
+    similarity = np.divide(counts, union, out=union).astype(np.float32, copy=False)
+    return ranked(both.first, both.starts, both.columns, similarity, k=k, counts=counts)
 
 
 def _number(count: np.ndarray) -> Any:
@@ -84,10 +105,12 @@ class _InMemory:
         for _, some, _ in reader.blocks():
             positions[filled : filled + len(some)] = some
             filled += len(some)
-        ends = _ends(count)
-        shape = (len(count), num_positions)
-        self._by_latent = sparse.csr_matrix((np.ones(total, _number(count)), positions, ends.astype(index)), shape=shape)
-        self._by_position = self._by_latent.T.tocsr()
+        self._ends = ends = _ends(count)
+        self._positions, self._width = positions, len(count)
+        by_latent = sparse.csr_matrix(
+            (np.ones(total, np.int8), positions, ends.astype(index)), shape=(len(count), num_positions)
+        )
+        self._by_position = by_latent.T.tocsr()
         fired = np.diff(self._by_position.indptr).astype(np.int64)
         self.pairs = np.zeros(len(count), np.int64)
         first = 0
@@ -97,9 +120,45 @@ class _InMemory:
             self.pairs[first:stop] = np.diff(partial[ends[first : stop + 1] - ends[first]])
             first = stop
 
-    def product(self, first: int, stop: int) -> sparse.csr_matrix:
-        """Return how often each of latents first..stop-1 fires together with each latent."""
-        return self._by_latent[first:stop] @ self._by_position
+    def counts(self, first: int, stop: int) -> Iterator[_Both]:
+        """Yield how often each of latents first..stop-1 fires together with each latent that it ever does with."""
+        ends = _ends(self.pairs[first:stop])
+        low = 0
+        while low < stop - first:
+            high = max(low + 1, int(np.searchsorted(ends, ends[low] + _CACHED_PAIRS, side="right")) - 1)
+            if ends[high] - ends[low] > _CACHED_PAIRS:
+                yield self._counts_of_one(first + low)
+            else:
+                yield self._counts_of_few(first + low, first + high)
+            low = high
+
+    def _counts_of_few(self, first: int, stop: int) -> _Both:
+        """Sort (latent, other) as one integer each; equal ones are then neighbours."""
+        number = np.uint32 if (stop - first) * self._width < 1 << 32 else np.uint64
+        others = self._others(int(self._ends[first]), int(self._ends[stop]))
+        rows = (np.arange(stop - first) * self._width).astype(number)
+        pairs = np.repeat(rows, self.pairs[first:stop])
+        pairs += others.astype(number, copy=False)
+        pairs.sort()
+        is_last = np.ones(len(pairs), bool)
+        np.not_equal(pairs[1:], pairs[:-1], out=is_last[:-1])
+        ends = np.flatnonzero(is_last)
+        distinct = pairs[ends]
+        starts = np.append(np.searchsorted(distinct, rows), len(distinct))
+        distinct -= np.repeat(rows, np.diff(starts))
+        return _Both(first, starts, distinct, np.diff(ends, prepend=-1))
+
+    def _counts_of_one(self, latent: int) -> _Both:
+        counts = np.zeros(self._width, np.int64)
+        for low in range(int(self._ends[latent]), int(self._ends[latent + 1]), _POSITIONS):
+            others = self._others(low, min(low + _POSITIONS, int(self._ends[latent + 1])))
+            counts += np.bincount(others, minlength=self._width)
+        columns = np.flatnonzero(counts)
+        return _Both(latent, np.array([0, len(columns)]), columns, counts[columns])
+
+    def _others(self, low: int, high: int) -> np.ndarray:
+        """Return the latents that fire on the positions of activations low..high-1, position by position."""
+        return np.asarray(self._by_position[self._positions[low:high]].indices)
 
 
 class _OnDisk:
@@ -125,8 +184,8 @@ class _OnDisk:
             free[ordered[run]] += sizes
             np.add.at(self.pairs, latents, self._fired[positions])
 
-    def product(self, first: int, stop: int) -> sparse.csr_matrix:
-        """Return how often each of latents first..stop-1 fires together with each latent."""
+    def counts(self, first: int, stop: int) -> Iterator[_Both]:
+        """Yield how often each of latents first..stop-1 fires together with each latent that it ever does with."""
         found = [(np.full(len(some), latent - first), some) for latent, some, _ in self._reader.sweep(range(first, stop))]
         rows, positions = (np.concatenate(column) for column in zip(*found, strict=True))
         total = sparse.csr_matrix((stop - first, self._width), dtype=self._number)
@@ -143,7 +202,7 @@ class _OnDisk:
                 places[low:high]
             )
             low = high
-        return total
+        yield _Both(first, total.indptr, total.indices, total.data)
 
     def _rows(self, positions: np.ndarray) -> sparse.csr_matrix:
         sizes = self._fired[positions]

@@ -64,22 +64,26 @@ def minhash_similarity(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 def summarise(latents: np.ndarray, positions: np.ndarray, values: np.ndarray, *, num_latents: int, ctx_len: int) -> Summary:
     """Return the statistics of activations sorted by (latent, position); `latents` count from 0 within the block."""
-    count = np.bincount(latents, minlength=num_latents)
-    starts = np.cumsum(count) - count
+    ends = np.searchsorted(latents, np.arange(num_latents + 1))
+    count, starts = np.diff(ends), ends[:-1]
     fires = count > 0
     contexts = positions // ctx_len
     is_new = np.ones(len(latents), bool)
-    is_new[1:] = (contexts[1:] != contexts[:-1]) | (latents[1:] != latents[:-1])
-    ordered = np.sort(latents.astype(np.uint64) << np.uint64(32) | _to_ordered(values))
+    np.not_equal(contexts[1:], contexts[:-1], out=is_new[1:])
+    is_new[starts[fires]] = True
+    num_contexts = np.zeros(num_latents, np.int64)
+    ordered = _ordered_within(latents, values)
     floats = {name: np.full(num_latents, np.nan, np.float32) for name in _FLOATS}
+    if fires.any():
+        num_contexts[fires] = np.add.reduceat(is_new, starts[fires], dtype=np.int64)
     with np.errstate(invalid="ignore"):
         floats["mean"] = (np.bincount(latents, weights=values, minlength=num_latents) / count).astype(np.float32)
     for name, q in {"min": 0.0, **QUANTILES, "max": 1.0}.items():
         at = starts[fires] + _rank(q, count[fires])
-        floats[name][fires] = _from_ordered(ordered[at])
+        floats[name][fires] = ordered[at]
     return Summary(
         count=count,
-        num_contexts=np.bincount(latents[is_new], minlength=num_latents),
+        num_contexts=num_contexts,
         floats=floats,
         minhash=_minhash(latents, positions, num_latents),
     )
@@ -149,10 +153,26 @@ def _rank(q: float, count: np.ndarray) -> np.ndarray:
 
 def _minhash(latents: np.ndarray, positions: np.ndarray, num_latents: int) -> np.ndarray:
     hashes = hash64(_HASH_SEED, positions)
-    bins = latents.astype(np.int64) * NUM_HASHES + (hashes >> np.uint64(60)).astype(np.int64)
+    bins = latents.astype(np.int64) * NUM_HASHES
+    bins += (hashes >> np.uint64(60)).view(np.int64)
     smallest = np.full(num_latents * NUM_HASHES, EMPTY_HASH, np.uint32)
-    np.minimum.at(smallest, bins, (hashes & np.uint64(0xFFFFFFFF)).astype(np.uint32))
+    np.minimum.at(smallest, bins, hashes.astype(np.uint32))
     return smallest.reshape(num_latents, NUM_HASHES)
+
+
+def _ordered_within(latents: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Return the values in ascending order within each latent; `latents` ascend."""
+    if values.dtype == np.float16 and len(latents) and latents[-1] < 1 << 16:
+        # Half the bytes to sort; the bits of a float are ordered as it is once those of negatives are flipped.
+        bits = values.view(np.uint16)
+        flips = (bits.view(np.int16) >> 15).view(np.uint16) | np.uint16(1 << 15)
+        keys = np.left_shift(latents.astype(np.uint32), 16)
+        keys |= bits ^ flips
+        keys.sort()
+        bits = keys.astype(np.uint16)
+        flips = (~bits.view(np.int16) >> 15).view(np.uint16) | np.uint16(1 << 15)
+        return (bits ^ flips).view(np.float16)
+    return _from_ordered(np.sort(latents.astype(np.uint64) << np.uint64(32) | _to_ordered(values)))
 
 
 def _to_ordered(values: np.ndarray) -> np.ndarray:

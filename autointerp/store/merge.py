@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +24,21 @@ from autointerp.store.parquet import (
     ParquetSink,
     activation_encoding,
     iterate_tables,
+    numbers,
     open_parquet,
     parquet_sink,
     write_table,
 )
-from autointerp.store.runs import Run, RunFile, check_rows, sort_by_key
+from autointerp.store.runs import POSITION_BITS, RUN_GROUP_ROWS, VALUE_BITS, Run, RunFile, SortedRows, check_rows, holds_values
 
 BYTES_PER_MERGED = 128
 """Memory per activation of a range while it is merged."""
 MIN_RANGE_ROWS = 1 << 10
+_GROUPS_PER_RANGE = 32
+_GROUPS_PER_BLOCK = 16
+"""Row groups of a stored part that are read at a time where a latent is too large to be read at once."""
+_BLOCK_ROWS = 1 << 16
+"""Activations that are put in columns and summarised at a time, so that they stay in the cache."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,11 +59,17 @@ class _Spilled:
     path: Path
     first_latents: np.ndarray
     """uint32, the first latent of each row group."""
-    last_latent: int
-    start: int = 0
+    start: int
     """Position of the run's first token."""
-    stop: int | None = None
-    """Positions from here on are left out; None takes all."""
+    position_bits: int
+    """Bits of a key that are the position."""
+    value_bits: int
+    """Bits of a key below the position that are the value; 0 where values have a column."""
+
+    @property
+    def shift(self) -> int:
+        """Bits of a key below the latent."""
+        return self.position_bits + self.value_bits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +82,17 @@ class StoredParts:
     dtype: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Stored:
+    """One of those parts."""
+
+    path: Path
+    first_latents: np.ndarray
+    """uint32, the first latent of each row group."""
+    last_latent: int
+    num_positions: int
+
+
 class SpilledCoder:
     """All runs of one coder, and the parts merged earlier where there are any, read by ranges of latents."""
 
@@ -77,89 +101,145 @@ class SpilledCoder:
     ) -> None:
         self.counts = np.zeros(width, np.int64)
         """Activations of each latent."""
-        folder = path / run_folder(coder)
+        self._folder = folder = path / run_folder(coder)
         self._runs = [
             [self._open(folder, file, start=run.first_context * ctx_len) for file in run.files[coder]]
             for run in runs
             if run.files[coder]
         ]
-        self._stored = [self._scan(path, stop=stored.num_positions)[0] for path in stored.paths] if stored else []
+        self._stored = [self._scan(path, stored.num_positions) for path in stored.paths] if stored else []
         dtypes = {file.dtype for run in runs for file in run.files[coder]} | ({stored.dtype} if stored else set())
         self.dtype = np.dtype(np.float32 if "float32" in dtypes else np.float16)
         """Of the merged values: float16 when every run fits."""
         last = runs[-1]
-        self._position_bits = np.uint64(((last.first_context + last.num_contexts) * ctx_len).bit_length())
+        bits = ((last.first_context + last.num_contexts) * ctx_len).bit_length()
+        self._bits = max([bits, *(spilled.position_bits for run in self._runs for spilled in run)])
+        """Bits of a position, counted from the start of the corpus."""
 
     def _open(self, folder: Path, file: RunFile, *, start: int) -> _Spilled:
-        spilled, num_rows = self._scan(folder / file.name, start=start)
-        check_rows(spilled.path, file, num_rows)
-        return spilled
+        path = folder / file.name
+        first, num_rows = [], 0
+        with open_parquet(path) as opened:
+            schema = opened.schema_arrow
+            if POSITION_BITS not in (schema.metadata or {}):
+                raise StoreError(
+                    f"{path} was written by another version of autointerp; remove the unfinished store and build again"
+                )
+            position_bits = int(schema.metadata[POSITION_BITS])
+            value_bits = 0 if "activation" in schema.names else VALUE_BITS
+            for group in range(opened.num_row_groups):
+                keys = numbers(opened.read_row_group(group, columns=["key"], use_threads=False)["key"])
+                latents = (keys >> np.uint64(position_bits + value_bits)).view(np.int64)
+                first.append(latents[0])
+                num_rows += len(latents)
+                counts = np.bincount(latents - latents[0])
+                self.counts[latents[0] : latents[0] + len(counts)] += counts
+        check_rows(path, file, num_rows)
+        return _Spilled(
+            path=path, first_latents=np.array(first, np.uint32), start=start, position_bits=position_bits, value_bits=value_bits
+        )
 
-    def _scan(self, path: Path, *, start: int = 0, stop: int | None = None) -> tuple[_Spilled, int]:
-        """Add a file's activations to the counts; return the file and how many it has."""
-        first, last, num_rows = [], -1, 0
-        for table in iterate_tables(path, ["latent"] if stop is None else ["latent", "position"]):
-            latents = table["latent"].to_numpy()
+    def _scan(self, path: Path, num_positions: int) -> _Stored:
+        first, last = [], -1
+        for table in iterate_tables(path, ["latent", "position"]):
+            latents = numbers(table["latent"])
             first.append(latents[0])
             last = int(latents[-1])
-            kept = latents if stop is None else latents[table["position"].to_numpy() < stop]
-            num_rows += len(kept)
-            counts = np.bincount(kept - first[-1])
+            counts = np.bincount(latents[numbers(table["position"]) < num_positions] - first[-1])
             self.counts[first[-1] : first[-1] + len(counts)] += counts
-        return _Spilled(path=path, first_latents=np.array(first, np.uint32), last_latent=last, start=start, stop=stop), num_rows
+        return _Stored(path=path, first_latents=np.array(first, np.uint32), last_latent=last, num_positions=num_positions)
 
-    def rows(self, low: int, high: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return (latents counted from `low`, positions, values) of latents low..high-1, sorted; values in the merged dtype.
+    @property
+    def num_files(self) -> int:
+        """Sorted files that a range is read from; the parts stored earlier follow each other, so they are as one."""
+        return sum(map(len, self._runs)) + bool(self._stored)
+
+    def rows(self, low: int, high: int) -> Iterator[tuple[int, int, np.ndarray, np.ndarray, np.ndarray]]:
+        """Yield all of latents low..high-1 as (first latent, last latent + 1, latents counted from the first, positions,
+        values), sorted, a few latents at a time; values in the merged dtype.
 
         Raises: StoreError when a latent has two values at one position.
         """
-        return self._sorted([*self._stored, *(file for run in self._runs for file in run)], low, high)
+        ordered = self._sorted([file for run in self._runs for file in run], low, high, stored=self._stored)
+        start = 0
+        for first, end in cut(self.counts[low:high], _BLOCK_ROWS):
+            stop = start + int(self.counts[low + first : low + end].sum())
+            yield low + first, low + end, *self._columns(ordered, start, stop, first=first)
+            start = stop
 
     def blocks(self, latent: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield (positions, values) of one latent in order: what is stored block by block, the rest run by run."""
-        for file in self._stored:
-            for _, positions, values in _blocks(file, latent, latent + 1, groups=_GROUPS_PER_BLOCK):
-                if len(positions):
-                    yield positions.astype(np.int64), values.astype(self.dtype)
+        for stored in self._stored:
+            for _, positions, values in _read_stored(stored, latent, latent + 1, groups=_GROUPS_PER_BLOCK):
+                yield positions, values.astype(self.dtype)
         for run in self._runs:
-            _, positions, values = self._sorted(run, latent, latent + 1)
-            if len(positions):
-                yield positions, values
+            ordered = self._sorted(run, latent, latent + 1)
+            if len(ordered):
+                yield self._columns(ordered, 0, len(ordered), first=0)[1:]
 
-    def _sorted(self, files: Sequence[_Spilled], low: int, high: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        keys, values = [np.zeros(0, np.uint64)], [np.zeros(0, self.dtype)]
-        for file in files:
-            latents, positions, some = _read(file, low, high)
-            relative = (latents - np.uint32(low)).astype(np.uint64)
-            keys.append(relative << self._position_bits | (positions + np.uint64(file.start)))
-            values.append(some.astype(self.dtype))
-        key, merged = np.concatenate(keys), np.concatenate(values)
-        del keys, values
-        key, merged = sort_by_key(key, merged, key_bits=int(self._position_bits) + (high - low).bit_length())
-        if (key[1:] == key[:-1]).any():
-            raise StoreError(
-                f"{files[0].path.parent} has two values of one latent at one position; the caching job gave one twice"
-            )
-        latents = (key >> self._position_bits).astype(np.int64)
-        positions = (key & ((np.uint64(1) << self._position_bits) - np.uint64(1))).astype(np.int64)
-        return latents, positions, merged
+    def _sorted(self, files: Sequence[_Spilled], low: int, high: int, *, stored: Sequence[_Stored] = ()) -> SortedRows:
+        """Return latents low..high-1, with (latent - low, position) as key."""
+        key_bits = self._bits + (high - low).bit_length()
+        is_packed = holds_values(self.dtype, key_bits)
+        blocks = [block for part in stored for block in _read_stored(part, low, high)]
+        pieces = [(file, read) for file in files if len((read := _read(file, low, high))[0])]
+        return SortedRows(
+            chain(
+                ((self._key(latents - np.uint32(low), positions), values) for latents, positions, values in blocks),
+                (self._keyed(file, *read, low, is_packed=is_packed) for file, read in pieces),
+            ),
+            sum(len(values) for _, _, values in blocks) + sum(len(keys) for _, (keys, _) in pieces),
+            dtype=self.dtype,
+            key_bits=key_bits,
+            is_sorted=len(blocks) + len(pieces) == 1,
+        )
+
+    def _key(self, latents: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        return latents.astype(np.uint64) << np.uint64(self._bits) | positions.astype(np.uint64)
+
+    def _keyed(
+        self, file: _Spilled, keys: np.ndarray, values: np.ndarray | None, low: int, *, is_packed: bool
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Return keys of a run as keys of the corpus, and the values where those do not hold them."""
+        shift = file.shift
+        keys = keys - np.uint64(low << shift)
+        if file.value_bits and not is_packed:
+            values = keys.astype(np.uint16).view(np.float16)
+            keys >>= np.uint64(file.value_bits)
+            shift -= file.value_bits
+        if self._bits > file.position_bits:
+            below = keys & np.uint64((1 << shift) - 1)
+            keys ^= below
+            keys <<= np.uint64(self._bits - file.position_bits)
+            keys |= below
+        keys += np.uint64(file.start << (shift - file.position_bits))
+        return keys, values
+
+    def _columns(self, ordered: SortedRows, start: int, stop: int, *, first: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        if ordered.has_twins(start, stop):
+            raise StoreError(f"{self._folder} has two values of one latent at one position; the caching job gave one twice")
+        keys, values = ordered.rows(start, stop)
+        latents = (keys >> np.uint64(self._bits)).view(np.int64) - first
+        return latents, (keys & np.uint64((1 << self._bits) - 1)).view(np.int64), values
 
 
-_GROUPS_PER_BLOCK = 16
-"""Row groups of a stored part that are read at a time where a latent is too large to be read at once."""
+def _read(file: _Spilled, low: int, high: int) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return the keys of latents low..high-1 in a file, and their values where those have a column."""
+    first = max(0, int(np.searchsorted(file.first_latents, low, side="left")) - 1)
+    stop = int(np.searchsorted(file.first_latents, high, side="left"))
+    if stop <= first:
+        return np.zeros(0, np.uint64), None
+    with open_parquet(file.path) as opened:
+        table = opened.read_row_groups(list(range(first, stop)), use_threads=False)
+    keys = numbers(table["key"])
+    at = slice(*np.searchsorted(keys, np.array([low << file.shift, high << file.shift], np.uint64)))
+    return keys[at], None if file.value_bits else numbers(table["activation"])[at]
 
 
-def _read(file: _Spilled, low: int, high: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return (latents, positions uint64, values) of latents low..high-1."""
-    for block in _blocks(file, low, high):
-        return block
-    return np.zeros(0, np.uint32), np.zeros(0, np.uint64), np.zeros(0, np.float16)
-
-
-def _blocks(
-    file: _Spilled, low: int, high: int, *, groups: int | None = None
+def _read_stored(
+    file: _Stored, low: int, high: int, *, groups: int | None = None
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Yield what `_read` returns, so many row groups at a time (None: all at once)."""
+    """Yield (latents uint32, positions int64, values) of latents low..high-1, `groups` row groups at a time."""
     first = max(0, int(np.searchsorted(file.first_latents, low, side="left")) - 1)
     stop = int(np.searchsorted(file.first_latents, high, side="left"))
     if stop <= first or low > file.last_latent:
@@ -168,14 +248,11 @@ def _blocks(
         for start in range(first, stop, groups or stop):
             wanted = list(range(start, min(stop, start + (groups or stop))))
             table = opened.read_row_groups(wanted, use_threads=False)
-            latents = table["latent"].to_numpy()
+            latents, positions, values = (numbers(table[name]) for name in ("latent", "position", "activation"))
             at = slice(*np.searchsorted(latents, [low, high]))
-            positions = table["position"].to_numpy()[at]
-            block = latents[at], positions.astype(np.uint64), table["activation"].to_numpy()[at]
-            if file.stop is not None and len(positions) and positions.max() >= file.stop:
-                kept = positions < file.stop
-                block = block[0][kept], block[1][kept], block[2][kept]
-            yield block
+            kept = positions[at] < file.num_positions
+            if kept.any():
+                yield latents[at][kept], positions[at][kept], values[at][kept]
 
 
 def cut(counts: np.ndarray, max_rows: int) -> list[tuple[int, int]]:
@@ -204,13 +281,15 @@ def _merge_part(
     path: Path, coder: str, spilled: SpilledCoder, options: MergeOptions, *, part: int, low: int, high: int
 ) -> None:
     schema = activations_schema(spilled.dtype)
-    summaries = []
+    summaries: list[Summary] = []
     file = path / activations_part(coder, part)
     encoding = activation_encoding(spilled.dtype)
     with parquet_sink(file, schema, encoding=encoding, statistics=["latent", "position"]) as sink:
         rows = _RowGroups(sink, options.row_group_rows)
-        for start, stop in cut(spilled.counts[low:high], options.range_rows):
-            summaries.append(_merge_range(spilled, rows, options, low=low + start, high=low + stop))
+        # Long enough that the row groups where ranges meet, decoded for both, are few; no longer, to stay in the cache.
+        range_rows = min(options.range_rows, _GROUPS_PER_RANGE * RUN_GROUP_ROWS * max(1, spilled.num_files))
+        for start, stop in cut(spilled.counts[low:high], range_rows):
+            summaries += _merge_range(spilled, rows, options, low=low + start, high=low + stop)
         rows.close()
     assert sink.entry is not None
     table = latents_table(
@@ -220,14 +299,16 @@ def _merge_part(
     write_table(path / merged_part(coder, part), table.replace_schema_metadata(metadata))
 
 
-def _merge_range(spilled: SpilledCoder, rows: _RowGroups, options: MergeOptions, *, low: int, high: int) -> Summary:
+def _merge_range(spilled: SpilledCoder, rows: _RowGroups, options: MergeOptions, *, low: int, high: int) -> Iterator[Summary]:
+    """Append the rows of a range; yield the statistics of its latents."""
     if high - low == 1 and spilled.counts[low] > options.range_rows:
         for positions, values in spilled.blocks(low):
             rows.add(np.full(len(positions), low, np.uint32), positions, values)
-        return summarise_stream(lambda: spilled.blocks(low), ctx_len=options.ctx_len)
-    latents, positions, values = spilled.rows(low, high)
-    rows.add((latents + low).astype(np.uint32), positions, values)
-    return summarise(latents, positions, values, num_latents=high - low, ctx_len=options.ctx_len)
+        yield summarise_stream(lambda: spilled.blocks(low), ctx_len=options.ctx_len)
+        return
+    for first, end, latents, positions, values in spilled.rows(low, high):
+        rows.add((latents + first).astype(np.uint32), positions, values)
+        yield summarise(latents, positions, values, num_latents=end - first, ctx_len=options.ctx_len)
 
 
 class _RowGroups:
@@ -252,7 +333,8 @@ class _RowGroups:
 
     def close(self) -> None:
         if self._pending:
-            columns = [pa.array(np.concatenate(column)) for column in zip(*self._pending, strict=True)]
+            pieces = zip(*self._pending, strict=True)
+            columns = [pa.array(column[0] if len(column) == 1 else np.concatenate(column)) for column in pieces]
             self._sink.add(pa.Table.from_arrays(columns, schema=self._sink.schema))
         self._pending, self._num_pending = [], 0
 

@@ -7,7 +7,7 @@ Owns the form: ranking within a block of rows, the file, and reading the list of
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -103,6 +103,21 @@ def ranked(
         neighbours=columns[flat].astype(np.uint32),
         similarities=similarities[flat],
         counts=None if counts is None else counts[flat].astype(np.int64),
+    )
+
+
+def joined(blocks: Sequence[Ranked]) -> Ranked:
+    """Return consecutive blocks as one; all of them have counts, or none."""
+
+    def all_of(columns: Iterable[np.ndarray]) -> np.ndarray:
+        return np.concatenate(list(columns))
+
+    return Ranked(
+        first=blocks[0].first,
+        sizes=all_of(block.sizes for block in blocks),
+        neighbours=all_of(block.neighbours for block in blocks),
+        similarities=all_of(block.similarities for block in blocks),
+        counts=None if blocks[0].counts is None else all_of(block.counts for block in blocks if block.counts is not None),
     )
 
 

@@ -55,6 +55,7 @@ def parquet_sink(
     *,
     encoding: Mapping[str, str] | None = None,
     statistics: list[str] | bool = False,
+    compression: str = "zstd",
     with_digest: bool = True,
 ) -> Iterator[ParquetSink]:
     """Yield a sink; on success `path` is committed and ``sink.entry`` says what it is, else nothing is left.
@@ -66,7 +67,7 @@ def parquet_sink(
         with pq.ParquetWriter(
             temporary,
             schema,
-            compression="zstd",
+            compression=compression,
             use_dictionary=not encoding,
             column_encoding=dict(encoding) if encoding else None,
             write_statistics=statistics,

@@ -303,6 +303,8 @@ class StoreWriter:
                 if not state.adds_coders:
                     self._tokens.append(array)
                     self._segments.append((ids_of, starts))
+                if len(array) == state.made_from.ctx_len and self._num_full == len(self._lengths):
+                    self._num_full += 1
                 self._lengths.append(len(array))
             self._next += 1
         self._documents.update((row.document, row) for row in documents)
@@ -341,6 +343,8 @@ class StoreWriter:
         if positions.dtype.kind not in "iu":
             raise InputError(f"positions have type {positions.dtype}; expected integers")
         local = positions.astype(np.int64) - self._first * ctx_len
+        if local.min() >= 0 and local.max() < self._num_full * ctx_len:
+            return local  # every context up to there is full: nothing else needs a look
         lengths = np.array(self._lengths, np.int64)
         inside = (local >= 0) & (local < len(lengths) * ctx_len)
         if inside.all():
@@ -375,6 +379,8 @@ class StoreWriter:
         self._tokens: list[np.ndarray] = []
         self._segments: list[tuple[list[int], list[int]]] = []
         self._lengths: list[int] = []
+        self._num_full = 0
+        """Contexts of ctx_len tokens before the first shorter one."""
         self._document_before = self._last_document
         if self._run == 0:
             self._documents: dict[int, Document] = {}

@@ -244,7 +244,8 @@ class Recorder:
 
 
 def _check_finite(x_ND: Tensor, hookpoint: str, subject: Subject) -> None:
-    if not bool(torch.isfinite(x_ND).all()):
+    # A finite sum has finite terms, and is several times cheaper than a look at each of them.
+    if not bool(torch.isfinite(x_ND.sum())) and not bool(torch.isfinite(x_ND).all()):
         raise InputError(
             f"hookpoint {hookpoint} gave values that are not finite with dtype {subject.dtype}; "
             "the subject overflows in it, use --dtype float32 or bfloat16"

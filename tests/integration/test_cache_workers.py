@@ -51,7 +51,7 @@ def test_two_processes_at_once_and_a_third_that_is_killed(settings, tmp_path):  
     assert [process.returncode for process in processes[:2]] == [0, 0], said
     with pytest.raises(StoreError, match="is not finished"):
         open_store(tmp_path / "store")
-    again = start(3)
+    again = start(2)
     said = again.communicate()[1]
     assert again.returncode == 0, said
     cache(config)

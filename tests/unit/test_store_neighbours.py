@@ -5,7 +5,7 @@ import pytest
 from small_store import random_fires, small_store
 
 from autointerp.errors import IdentityError, InputError, StoreError
-from autointerp.store import open_store
+from autointerp.store import cooccurrence, open_store
 from autointerp.store.cooccurrence import cooccurring
 from autointerp.store.cosine import nearest_by_cosine
 from autointerp.store.neighbours import KINDS, NeighbourTable, Ranked, neighbours_file
@@ -58,6 +58,13 @@ def test_cooccurrence_is_what_counting_everything_gives(store, fires, k, pairs_p
     found = cooccurring(reader, k=k, num_positions=480, budget_bytes=budget, pairs_per_block=pairs_per_block)
     assert flattened(found) == by_brute_force(fires, k)
     assert not list(reader.folder.glob(".tmp*"))
+
+
+@pytest.mark.parametrize("pairs", [1, 100, 1 << 17])  # every latent alone; a few together; all of them
+def test_counts_do_not_depend_on_how_many_pairs_are_sorted_at_a_time(store, fires, pairs, monkeypatch):
+    monkeypatch.setattr(cooccurrence, "_CACHED_PAIRS", pairs)
+    monkeypatch.setattr(cooccurrence, "_POSITIONS", 7)
+    assert flattened(cooccurring(store.coder("sae"), k=250, num_positions=480)) == by_brute_force(fires, 250)
 
 
 def test_a_latent_is_left_out_of_its_list_by_index_and_not_by_rank(store):
