@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import lru_cache, partial
 
 import numpy as np
 
@@ -83,7 +83,8 @@ class SilentWindows:
             texts = self.grid.text.take(rows[:many])
             if len(set(texts.tolist())) == len(texts):
                 return rows[: min(count, many)]
-            first = np.sort(np.unique(texts, return_index=True)[1])
+            first = np.unique(texts, return_index=True)[1]
+            first.sort()
             if len(first) >= count or many >= len(rows):
                 break
         return rows.take(first[:count])
@@ -137,19 +138,23 @@ def draw_random(windows: SilentWindows, wanted: Sequence[tuple[int, str, int]]) 
     As the probes of several pools and names are looked up in one go, this takes the time of one.
     """
     grid, fires = windows.grid, windows.fires
-    seeds = np.array([seed_of(name, windows.seed, pool) for pool, name, _ in wanted], np.uint64)
+    seeds = [seed_of(name, windows.seed, pool) for pool, name, _ in wanted]
+    admitted = []
     if len(grid) > _MAX_PROBES:
-        probed = (hash64(seeds[:, None], np.arange(_CHUNK)) % np.uint64(len(grid))).astype(np.int64).ravel()
+        sizes, steps = _steps(tuple(count for _, _, count in wanted))
+        probed = (hash64(np.array(seeds, np.uint64).repeat(sizes), steps) % np.uint64(len(grid))).astype(np.int64)
         pools = windows.pools.of_grid(probed)
         pools[fires.take(probed)] = NO_POOL
-        rows, pools = probed.reshape(len(wanted), -1), pools.reshape(len(wanted), -1)
-        admitted = [rows[i, pools[i] == pool] for i, (pool, _, _) in enumerate(wanted)]
+        low = 0
+        for (pool, _, _), size in zip(wanted, sizes, strict=True):
+            admitted.append(probed[low : low + size][pools[low : low + size] == pool])
+            low += size
     else:
-        silent = np.flatnonzero(~fires)
-        pools, start, admitted = windows.pools.of_grid(silent), grid.start.take(silent), []
+        silent = (~fires).nonzero()[0]
+        pools, start = windows.pools.of_grid(silent), grid.start.take(silent)
         for (pool, _, _), seed in zip(wanted, seeds, strict=True):
-            mine = np.flatnonzero(pools == pool)
-            admitted.append(silent.take(mine.take(np.argsort(hash64(int(seed), start.take(mine))))))
+            mine = (pools == pool).nonzero()[0]
+            admitted.append(silent.take(mine.take(hash64(seed, start.take(mine)).argsort())))
     found = [windows.distinct(rows, count) for rows, (_, _, count) in zip(admitted, wanted, strict=True)]
     if len(grid) > _MAX_PROBES:
         for i, (pool, name, count) in enumerate(wanted):
@@ -157,6 +162,13 @@ def draw_random(windows: SilentWindows, wanted: Sequence[tuple[int, str, int]]) 
                 of_pool = replace(windows, pool=pool)
                 found[i] = of_pool.first(probe(of_pool, name), count, taken=np.zeros(0, np.int64))
     return found
+
+
+@lru_cache
+def _steps(counts: tuple[int, ...]) -> tuple[list[int], np.ndarray]:
+    """Return how many probes to make for each count, nearly always enough, and their numbers."""
+    sizes = [min(_CHUNK, 4 * count + 2 * _SPARE) for count in counts]
+    return sizes, np.concatenate([np.arange(size) for size in sizes])
 
 
 def _same_token(windows: SilentWindows) -> Iterator[np.ndarray]:

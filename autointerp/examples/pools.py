@@ -38,7 +38,7 @@ class Cuts:
 def choose_unit(documents: np.ndarray, *, min_documents: int) -> Unit:
     """Return what is assigned to pools as a whole: documents where the latent fires in enough of them, else contexts."""
     # Most latents show it by their first windows.
-    for part in (documents[: 8 * min_documents], documents):
+    for part in (documents[: 2 * min_documents], documents[: 16 * min_documents], documents):
         if len(set(part.tolist())) >= min_documents:
             return "document"
     return "context"
@@ -117,7 +117,7 @@ class LatentPools:
     def _smallest_of(self, rows: np.ndarray, own: np.ndarray) -> np.ndarray:
         """Return the smallest number among the windows of the grid that say the same as each of `rows`."""
         smallest = own
-        repeated = np.flatnonzero(self._grid.num_same.take(rows) > 1)
+        repeated = (self._grid.num_same.take(rows) > 1).nonzero()[0]
         if len(repeated):
             smallest = own.copy()
             first, where, back = np.unique(self._grid.first_same[rows[repeated]], return_index=True, return_inverse=True)

@@ -15,13 +15,15 @@ from autointerp.examples.windows import Windows, stable_argsort
 Sampling = Literal["quantiles", "top", "random", "mix", "importance"]
 
 
+@lru_cache(maxsize=1 << 12)
 def spread(total: int, parts: int) -> np.ndarray:
-    """Return int64 [parts] that sum to `total`: equal, with the remainder spread over the parts.
+    """Return int64 [parts] that sum to `total`: equal, with the remainder spread over the parts. Read-only.
 
     Which parts get one more follows one fixed order (0, 5, 2, 7, 1, ... of 10), so a smaller total never has more in any part.
     """
     result = np.full(parts, total // parts, np.int64)
     result[list(_favoured(parts)[: total % parts])] += 1
+    result.flags.writeable = False
     return result
 
 
@@ -79,7 +81,7 @@ class Choice:
         """`most` is the greatest count that will be asked for."""
         self._strength, self._keys, self._parts, self._most = strength, keys, parts, most
         self._sizes = spread(len(strength), parts)
-        self._ends = np.cumsum(self._sizes)
+        self._ends = self._sizes.cumsum()
 
     def take(self, count: int, how: Sampling = "quantiles", *, ratio_top: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
         """Return `count` rows (all where there are fewer), strongest first, and the int16 quantile of each, 0 the strongest.
@@ -90,8 +92,8 @@ class Choice:
         count = min(count, num)
         if how == "quantiles":
             rows, place, run, within = self._strata
-            chosen = np.flatnonzero(within < spread(count, self._parts).take(run))
-            chosen = chosen.take(np.argsort(place.take(chosen)))
+            chosen = (within < spread(count, self._parts).take(run)).nonzero()[0]
+            chosen = chosen.take(place.take(chosen).argsort())
             return rows.take(chosen), run.take(chosen).astype(np.int16)
         keys = self._keys.draw[self.order]
         if how == "top":
@@ -118,8 +120,8 @@ class Choice:
         few = self._few_strata()
         if few is not None:
             return few
-        place, run, within = _stratified(self._keys.draw[self.order], self._sizes)
-        return self.order[place], place, run, within
+        place, run, within = _stratified(self._keys.draw.take(self.order), self._sizes)
+        return self.order.take(place), place, run, within
 
     def _few_strata(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray] | None:
         """Return the beginning of each stratum, long enough for `most` in all; None where all is sorted as quickly.
@@ -127,11 +129,13 @@ class Choice:
         Of many windows only those with small keys can be drawn, so that these alone need an order.
         """
         num = len(self._strength)
+        if num < _MANY:
+            return None
         share = spread(min(self._most, num), self._parts)
         wanted = float(share.max())
         # Far more than enough in nearly every case; the others are noticed below.
         ratio = (wanted + 6 * math.sqrt(wanted) + 6) / max(1, int(self._sizes.min()))
-        if num < _MANY or ratio > 0.5:
+        if ratio > 0.5:
             return None
         ordered = np.sort(self._keys.order)
         rows = np.flatnonzero(self._keys.draw < np.uint64(int(ratio * 2**64)))
@@ -164,9 +168,9 @@ def _stratum_keys(run: np.ndarray, keys: np.ndarray) -> np.ndarray:
 
 def _stratified(keys: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the places of a ranking, in runs of `sizes` and by smallest key within each; then the run and the number in it."""
-    run = np.repeat(np.arange(len(sizes)), sizes)
+    run = np.arange(len(sizes)).repeat(sizes)
     order = stable_argsort(_stratum_keys(run, keys))
-    return order, run, np.arange(len(keys)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    return order, run, np.arange(len(keys)) - (sizes.cumsum() - sizes).take(run)
 
 
 def _first_of(strata: tuple[np.ndarray, np.ndarray, np.ndarray], count: int, parts: int) -> np.ndarray:

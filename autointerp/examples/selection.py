@@ -243,16 +243,18 @@ class Selector:
         labels: list[str] = []
         lenders: list[int | None] = []
         for name in config.negatives:
-            source, windows = NEGATIVES[name], replace(silent, lenders={})
+            source, lent = NEGATIVES[name], dict[int, int]()
             if name == "random" and not len(taken):
                 rows = random[: config.num_negatives]
             else:
+                windows = replace(silent, lenders=lent)
                 rows = windows.first(source.draw(windows), config.num_negatives, taken=taken)
             taken = np.concatenate([taken, rows])
             labels += [source.label] * len(rows)
-            lenders += [windows.lenders.get(row) for row in rows.tolist()] if windows.lenders else [None] * len(rows)
-        blocks = _cut(self.store.tokens, fired, (shown, counted, judged), (quiet, contrast, taken), labels)
-        _lend(blocks["negatives"], lenders, reader)
+            lenders += [lent.get(row) for row in rows.tolist()] if lent else [None] * len(rows)
+        blocks = _cut(self.store.tokens, fired, (shown, judged, counted), (quiet, contrast, taken), labels)
+        if any(lender is not None for lender in lenders):
+            _lend(blocks["negatives"], lenders, reader)
         return blocks
 
     def _reader(self, name: str) -> tuple[CoderActivations, str]:
@@ -270,7 +272,7 @@ class Selector:
         # By all activations, so that `active_above` does not move windows between pools.
         on_grid = grid_windows(grid, positions, values)
         # Most latents show it by their first windows.
-        head = grid.document.take(on_grid.rows[: 8 * config.min_documents])
+        head = grid.document.take(on_grid.rows[: 2 * config.min_documents])
         unit = choose_unit(head, min_documents=config.min_documents)
         if unit == "context":
             unit = choose_unit(on_grid.document, min_documents=config.min_documents)
@@ -355,49 +357,45 @@ def _cut(
 ) -> dict[str, Examples]:
     """Return the blocks of examples, cut from the flat arrays all at once.
 
-    `chosen` are rows and quantiles of candidates to show, to count and to score; `silent` are rows of the grid to count, to
+    `chosen` are rows and quantiles of candidates to show, to score and to count; `silent` are rows of the grid to count, to
     show and to score, the last with `labels`.
     """
     grid = fired.grid
     positives = fired.active.take(np.concatenate([rows for rows, _ in chosen]))
     negatives = np.concatenate(silent)
-    activations = fired.activations(positives)
-    columns = [
-        np.concatenate([positives.start, grid.start.take(negatives)]),
-        np.concatenate([positives.length, grid.length.take(negatives)]).astype(np.int32, copy=False),
-        np.concatenate([positives.document, grid.document.take(negatives)]),
-        np.concatenate([*(quantiles for _, quantiles in chosen), np.full(len(negatives), -1, np.int16)]),
-    ]
-    columns.append(cut_tokens(tokens, columns[0], columns[1], width=grid.window))
-    # Where each piece begins: positives to show, to count, to score, then the silent ones.
-    edges = np.cumsum([0, *(len(rows) for rows, _ in chosen), *map(len, silent)]).tolist()
+    start = np.concatenate([positives.start, grid.start.take(negatives)])
+    length = np.concatenate([positives.length, grid.length.take(negatives)]).astype(np.int32, copy=False)
+    document = np.concatenate([positives.document, grid.document.take(negatives)])
+    quantiles = np.full(len(start), -1, np.int16)
+    np.concatenate([quantiles for _, quantiles in chosen], out=quantiles[: len(positives)])
+    tokens = cut_tokens(tokens, start, length, width=grid.window)
+    # Silent windows hold none.
+    activations = np.zeros(tokens.shape, np.float32)
+    activations[: len(positives)] = fired.activations(positives)
 
-    def block(pieces: Sequence[int], sources: Sequence[str]) -> Examples:
+    sizes = [*(len(rows) for rows, _ in chosen), *map(len, silent)]
+    names = [
+        ("explain", ["positive"] * sizes[0]),
+        ("positives", ["positive"] * sizes[1]),
+        ("explain_statistics", ["positive"] * sizes[2] + ["random"] * sizes[3]),
+        ("explain_negatives", ["random"] * sizes[4]),
+        ("negatives", labels),
+    ]
+    blocks, low = {}, 0
+    for name, sources in names:
         # Copies: who keeps one block must not keep all of them in memory.
-        spans = [slice(edges[piece], edges[piece + 1]) for piece in pieces]
-        start, length, document, quantiles, ids = (np.concatenate([column[span] for span in spans]) for column in columns)
-        here = np.zeros((len(start), grid.window), np.float32)
-        if pieces[0] < len(chosen):
-            # Silent windows hold none.
-            here[: spans[0].stop - spans[0].start] = activations[spans[0]]
-        return Examples(
-            tokens=ids,
-            activations=here,
-            lengths=length,
-            positions=start,
-            documents=document,
-            quantiles=quantiles,
+        rows = slice(low, low + len(sources))
+        blocks[name] = Examples(
+            tokens=tokens[rows].copy(),
+            activations=activations[rows].copy(),
+            lengths=length[rows].copy(),
+            positions=start[rows].copy(),
+            documents=document[rows].copy(),
+            quantiles=quantiles[rows].copy(),
             sources=tuple(sources),
         )
-
-    shown, counted, judged = (["positive"] * len(rows) for rows, _ in chosen)
-    return {
-        "explain": block([0], shown),
-        "explain_statistics": block([1, 3], [*counted, *["random"] * len(silent[0])]),
-        "explain_negatives": block([4], ["random"] * len(silent[1])),
-        "positives": block([2], judged),
-        "negatives": block([5], labels),
-    }
+        low = rows.stop
+    return blocks
 
 
 def _lend(negatives: Examples, lenders: Sequence[int | None], reader: CoderActivations) -> None:

@@ -223,8 +223,8 @@ def ragged(starts: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarr
 def stable_argsort(keys: np.ndarray) -> np.ndarray:
     """Return what a stable argsort does, in a quarter of its time where no key comes twice."""
     # Distinct keys have one order, whatever the algorithm; numpy sorts them with vector instructions unless asked to be stable.
-    order = np.argsort(keys)
-    ordered = keys[order]
+    order = keys.argsort()
+    ordered = keys.take(order)
     return np.argsort(keys, kind="stable") if (ordered[1:] == ordered[:-1]).any() else order
 
 
@@ -456,7 +456,7 @@ def grid_windows(grid: WindowGrid, positions: np.ndarray, values: np.ndarray) ->
     is_first = np.empty(len(at), bool)
     is_first[0] = True
     np.not_equal(at[1:], at[:-1], out=is_first[1:])
-    low = np.flatnonzero(is_first)
+    low = is_first.nonzero()[0]
     num = np.empty(len(low), np.int64)
     np.subtract(low[1:], low[:-1], out=num[:-1])
     num[-1] = len(at) - low[-1]

@@ -28,6 +28,10 @@ from autointerp.store.vocab import StoreVocabulary
 
 MAX_IDLE_FILES = 16
 """Open files kept for the next reader; as many more may be in use as there are threads."""
+MAX_RECENT_GROUPS = 4
+"""Row groups of a coder kept decoded for the next latent."""
+_COLUMNS = ["position", "activation"]
+_PLACE = ("part", "row_group", "num_row_groups", "row_offset", "count")
 
 
 def open_store(path: Path | str) -> Store:
@@ -172,6 +176,9 @@ class CoderReader:
         self._files = store._files
         self._lock = threading.Lock()
         self._latents: dict[str, np.ndarray] | None = None
+        self._parts = [store.path / activations_part(name, part) for part in range(self._extent.num_parts)]
+        self._recent: tuple[_Group, ...] = ()
+        self._places: np.ndarray | None = None
 
     @property
     def folder(self) -> Path:
@@ -212,15 +219,35 @@ class CoderReader:
         part, first, num_groups, offset, count = self._find(latent)
         if not count:
             return np.zeros(0, np.int64), np.zeros(0, np.float32)
-        path = self._path / activations_part(self.name, part)
-        with self._files.open(path) as file:
-            table = file.handle.read_row_groups(
-                list(range(first, first + num_groups)), columns=["position", "activation"], use_threads=False
+        # Latents of one row group are asked for one after the other more often than not.
+        for group in self._recent:
+            if num_groups == 1 and group.part == part and group.group == first:
+                positions, values, start = group.positions, group.values, offset - group.start
+                break
+        else:
+            with self._files.open(self._parts[part]) as file:
+                table = file.handle.read_row_groups(list(range(first, first + num_groups)), columns=_COLUMNS, use_threads=False)
+                starts = file.group_starts
+            start = offset - int(starts[first])
+            positions, values = (numbers(table.column(name)) for name in _COLUMNS)
+            last = int(starts[first + num_groups - 1])
+            rest = last - int(starts[first])
+            self._recent = (
+                _Group(
+                    part=part,
+                    group=first + num_groups - 1,
+                    start=last,
+                    # A view would keep all the groups before in memory.
+                    positions=positions[rest:].copy() if rest else positions,
+                    values=values[rest:].copy() if rest else values,
+                ),
+                *self._recent[: MAX_RECENT_GROUPS - 1],
             )
-            start = offset - int(file.group_starts[first])
-        if start < 0 or start + count > table.num_rows:
-            raise StoreError(f"{path} does not belong to {self._path / latents_file(self.name)}; restore both together")
-        return _slice(table, start, count)
+        if start < 0 or start + count > len(positions):
+            where = self._path / latents_file(self.name)
+            raise StoreError(f"{self._parts[part]} does not belong to {where}; restore both together")
+        # Copies: a view of one latent would keep whole row groups in memory.
+        return positions[start : start + count].astype(np.int64), values[start : start + count].astype(np.float32)
 
     def sweep(self, latents: Iterable[int] | None = None) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         """Yield (latent, positions, values) in ascending order of latent (None: all that fire), decoding nothing twice."""
@@ -234,8 +261,7 @@ class CoderReader:
             if not count:
                 yield latent, np.zeros(0, np.int64), np.zeros(0, np.float32)
                 continue
-            path = self._path / activations_part(self.name, part)
-            with self._files.open(path) as file:
+            with self._files.open(self._parts[part]) as file:
                 if held is None or held.part != part:
                     held = _Held(part=part, low=first, high=first, table=None)
                 held.advance(file.handle, first, first + num_groups)
@@ -245,8 +271,8 @@ class CoderReader:
 
     def blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """Yield (latents int64, positions int64, values float32) of all activations in order, a row group at a time."""
-        for part in range(self._extent.num_parts):
-            for table in iterate_tables(self._path / activations_part(self.name, part)):
+        for path in self._parts:
+            for table in iterate_tables(path):
                 latents, positions, values = (numbers(table[name]) for name in ("latent", "position", "activation"))
                 yield latents.astype(np.int64), positions, values.astype(np.float32)
 
@@ -268,11 +294,23 @@ class CoderReader:
             raise InputError(
                 f"coder {self.name!r} has no latent {latent}: its width is {self.width}, so they go from 0 to {self.width - 1}"
             )
-        columns = self.latents
-        part, first, num_groups, offset, count = (
-            int(columns[name][latent]) for name in ("part", "row_group", "num_row_groups", "row_offset", "count")
-        )
+        if self._places is None:
+            columns = self.latents
+            self._places = np.stack([columns[name] for name in _PLACE], axis=1, dtype=np.int64)
+        part, first, num_groups, offset, count = self._places[latent].tolist()
         return part, first, num_groups, offset, count
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Group:
+    """A row group, decoded."""
+
+    part: int
+    group: int
+    start: int
+    """Its first row in the part."""
+    positions: np.ndarray
+    values: np.ndarray
 
 
 @dataclass(kw_only=True)
@@ -286,14 +324,13 @@ class _Held:
 
     def advance(self, handle: Any, low: int, high: int) -> None:
         """Drop row groups before `low` and read those up to `high`."""
-        columns = ["position", "activation"]
         if self.table is None or low >= self.high:
-            self.table = handle.read_row_groups(list(range(low, high)), columns=columns, use_threads=False)
+            self.table = handle.read_row_groups(list(range(low, high)), columns=_COLUMNS, use_threads=False)
         else:
             dropped = sum(handle.metadata.row_group(group).num_rows for group in range(self.low, low))
             pieces = [self.table.slice(dropped)]
             if high > self.high:
-                pieces.append(handle.read_row_groups(list(range(self.high, high)), columns=columns, use_threads=False))
+                pieces.append(handle.read_row_groups(list(range(self.high, high)), columns=_COLUMNS, use_threads=False))
             self.table = pa.concat_tables(pieces)
         self.low, self.high = low, max(high, self.high) if low < self.high else high
 
