@@ -30,11 +30,11 @@ from autointerp.examples.windows import (
     Similar,
     WindowGrid,
     Windows,
-    build_grid,
     centred_windows,
     cut_activations,
     cut_tokens,
     grid_windows,
+    open_grid,
     ragged,
     spread_activations,
 )
@@ -154,10 +154,10 @@ class Selector:
 
     @property
     def grid(self) -> WindowGrid:
-        """The window grid, computed at first use: about 0.1 s per million tokens."""
+        """The window grid, computed at the first use of the store and kept with it."""
         with self._lock:
             if self._grid is None:
-                self._grid = build_grid(self.store, window=self.config.window, min_window=self.config.min_window)
+                self._grid = open_grid(self.store, window=self.config.window, min_window=self.config.min_window)
             return self._grid
 
     def select(self, coder: str, latent: int) -> LatentExamples:

@@ -8,8 +8,8 @@ Shape letters: G windows of the grid, E windows, W tokens of a window, N activat
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -23,6 +23,8 @@ _SPACE, _DIGITS, _SPACED_DIGITS = (np.uint64((1 << 32) + i) for i in range(3))
 _TEXT_SEED = seed_of("normalised text")
 _PLACE_SEED = seed_of("place in a normalised text")
 _BLOCK_TOKENS = 1 << 17
+_GRID_VERSION = 1
+"""Raise it when the columns of a grid, or what they say, change: kept ones are of that name."""
 
 
 class Segments(Protocol):
@@ -80,6 +82,9 @@ class Corpus(Protocol):
     @property
     def vocabulary(self) -> Vocabulary: ...
     def coder(self, name: str, /) -> CoderActivations: ...
+    def derived(self, name: str, compute: Callable[[], Mapping[str, np.ndarray]], /) -> Mapping[str, np.ndarray]:
+        """Return the named arrays as they were kept, else as `compute` returns them."""
+
     def embeddings(self, embedder: str, /, *, window: int, min_window: int) -> Similar: ...
 
 
@@ -156,6 +161,17 @@ class WindowGrid:
     @cached_property
     def _is_gapless(self) -> bool:
         return bool((self._stop[:-1] == self.start[1:]).all())
+
+
+def open_grid(corpus: Corpus, *, window: int, min_window: int) -> WindowGrid:
+    """Return what :func:`build_grid` does, from arrays that are kept with the store where it can be."""
+
+    def compute() -> dict[str, np.ndarray]:
+        built = build_grid(corpus, window=window, min_window=min_window)
+        return {field.name: getattr(built, field.name) for field in fields(built) if field.name not in ("window", "ctx_len")}
+
+    arrays = corpus.derived(f"windows-v{_GRID_VERSION}-w{window}-m{min_window}", compute)
+    return WindowGrid(window=window, ctx_len=corpus.ctx_len, **arrays)
 
 
 def _block_bits(start: np.ndarray) -> int:

@@ -217,7 +217,10 @@ def _begin(path: Path, state: BuildState) -> BuildState:
 def clean(path: Path) -> None:
     """Remove what killed processes left half-written; only for the process that holds the lock."""
     for file in path.rglob(f"{TEMPORARY_PREFIX}*"):
-        file.unlink(missing_ok=True)
+        if file.is_dir():
+            shutil.rmtree(file, ignore_errors=True)
+        else:
+            file.unlink(missing_ok=True)
 
 
 def remove_building(path: Path, *, keep_lock: bool = False) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +16,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from autointerp.digest import digest
 from autointerp.errors import InputError, StoreError, nearest
 from autointerp.records import NeighbourKind
+from autointerp.store.derived import read_derived, write_derived
 from autointerp.store.embeddings import EmbeddingIndex, index_folder
 from autointerp.store.latents import NUM_HASHES
 from autointerp.store.layout import VOCABULARY, activations_part, coder_folder, latents_file
@@ -28,6 +30,8 @@ from autointerp.store.vocab import StoreVocabulary
 
 MAX_IDLE_FILES = 16
 """Open files kept for the next reader; as many more may be in use as there are threads."""
+MIN_DERIVED_POSITIONS = 1 << 19
+"""Smaller stores keep no derived arrays: to compute them takes less than 50 ms."""
 MAX_RECENT_GROUPS = 4
 """Row groups of a coder kept decoded for the next latent."""
 _COLUMNS = ["position", "activation"]
@@ -66,6 +70,8 @@ class Store:
         self.manifest = manifest
         self._files = _FilePool()
         self._lock = threading.Lock()
+        # Of its own: what computes derived arrays reads others, and the vocabulary.
+        self._derived_lock = threading.RLock()
         self._coders: dict[str, CoderReader] = {}
         self._loaded: _Corpus | None = None
         self._vocabulary: StoreVocabulary | None = None
@@ -112,12 +118,36 @@ class Store:
 
     @property
     def _corpus(self) -> _Corpus:
-        with self._lock:
+        with self._derived_lock:
             if self._loaded is None:
-                self._loaded = _read_corpus(
-                    self._parts("tokens/"), num_contexts=self.num_contexts, ctx_len=self.ctx_len, where=self.path
-                )
+                arrays = self.derived("corpus-v1", self._read_corpus)
+                segments = SegmentTable(**{name: arrays[name] for name in ("document", "start", "stop")})
+                self._loaded = _Corpus(tokens=arrays["tokens"], lengths=arrays["lengths"], segments=segments)
             return self._loaded
+
+    def _read_corpus(self) -> dict[str, np.ndarray]:
+        return _read_corpus(self._parts("tokens/"), num_contexts=self.num_contexts, ctx_len=self.ctx_len, where=self.path)
+
+    def derived(self, name: str, compute: Callable[[], Mapping[str, np.ndarray]]) -> Mapping[str, np.ndarray]:
+        """Return arrays that follow from the corpus and the vocabulary alone: those kept, else those that `compute` returns.
+
+        These are kept for the next process, unless the store is small or cannot be written to. `name` says what they are: it is
+        another one when the same corpus would give others.
+        """
+        if self.num_contexts * self.ctx_len < MIN_DERIVED_POSITIONS:
+            return compute()
+        files = {
+            file: entry.digest
+            for file, entry in self.manifest.files.items()
+            if file.startswith("tokens/") or file == VOCABULARY
+        }
+        key = digest({"name": name, "ctx_len": self.ctx_len, "num_contexts": self.num_contexts, "files": files})
+        with self._derived_lock:
+            arrays: Mapping[str, np.ndarray] | None = read_derived(self.path, name, key)
+            if arrays is None:
+                arrays = compute()
+                write_derived(self.path, name, key, arrays)
+            return arrays
 
     def _parts(self, prefix: str) -> list[Path]:
         return [self.path / name for name in sorted(self.manifest.files) if name.startswith(prefix)]
@@ -220,29 +250,23 @@ class CoderReader:
         if not count:
             return np.zeros(0, np.int64), np.zeros(0, np.float32)
         # Latents of one row group are asked for one after the other more often than not.
-        for group in self._recent:
-            if num_groups == 1 and group.part == part and group.group == first:
-                positions, values, start = group.positions, group.values, offset - group.start
-                break
-        else:
+        held = next((group for group in self._recent if group.group == first and group.part == part), None)
+        missing = list(range(first + (held is not None), first + num_groups))
+        if missing:
             with self._files.open(self._parts[part]) as file:
-                table = file.handle.read_row_groups(list(range(first, first + num_groups)), columns=_COLUMNS, use_threads=False)
-                starts = file.group_starts
-            start = offset - int(starts[first])
+                table = file.handle.read_row_groups(missing, columns=_COLUMNS, use_threads=False)
+                begin, last = int(file.group_starts[missing[0]]), int(file.group_starts[missing[-1]])
             positions, values = (numbers(table.column(name)) for name in _COLUMNS)
-            last = int(starts[first + num_groups - 1])
-            rest = last - int(starts[first])
-            self._recent = (
-                _Group(
-                    part=part,
-                    group=first + num_groups - 1,
-                    start=last,
-                    # A view would keep all the groups before in memory.
-                    positions=positions[rest:].copy() if rest else positions,
-                    values=values[rest:].copy() if rest else values,
-                ),
-                *self._recent[: MAX_RECENT_GROUPS - 1],
-            )
+            # Copies: a view would keep all the groups before in memory.
+            own = (column[last - begin :].copy() if last > begin else column for column in (positions, values))
+            self._recent = (_Group(part, missing[-1], last, *own), *self._recent[: MAX_RECENT_GROUPS - 1])
+            if held is not None:
+                begin = held.start
+                positions, values = np.concatenate([held.positions, positions]), np.concatenate([held.values, values])
+        else:
+            assert held is not None
+            begin, positions, values = held.start, held.positions, held.values
+        start = offset - begin
         if start < 0 or start + count > len(positions):
             where = self._path / latents_file(self.name)
             raise StoreError(f"{self._parts[part]} does not belong to {where}; restore both together")
@@ -301,7 +325,7 @@ class CoderReader:
         return part, first, num_groups, offset, count
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class _Group:
     """A row group, decoded."""
 
@@ -365,7 +389,7 @@ class _Corpus:
     segments: SegmentTable
 
 
-def _read_corpus(paths: list[Path], *, num_contexts: int, ctx_len: int, where: Path) -> _Corpus:
+def _read_corpus(paths: list[Path], *, num_contexts: int, ctx_len: int, where: Path) -> dict[str, np.ndarray]:
     tokens = np.zeros(num_contexts * ctx_len, np.uint32)
     lengths = np.zeros(num_contexts, np.int32)
     blocks: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
@@ -394,9 +418,10 @@ def _read_corpus(paths: list[Path], *, num_contexts: int, ctx_len: int, where: P
     if context != num_contexts:
         raise StoreError(f"{where} has {context} contexts and its manifest says {num_contexts}; restore both together")
     document, start, stop = (np.concatenate(column).astype(np.int64) for column in zip(*blocks, strict=True))
-    for array in (tokens, lengths, document, start, stop):
+    arrays: dict[str, np.ndarray] = {"tokens": tokens, "lengths": lengths, "document": document, "start": start, "stop": stop}
+    for array in arrays.values():
         array.flags.writeable = False
-    return _Corpus(tokens=tokens, lengths=lengths, segments=SegmentTable(document=document, start=start, stop=stop))
+    return arrays
 
 
 def _ragged(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
