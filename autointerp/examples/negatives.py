@@ -80,14 +80,18 @@ class SilentWindows:
         """Return the first `count` of the rows, no normalised text twice; all there are where there are fewer."""
         # Few texts come twice, so a few rows more than wanted hold enough of them nearly always.
         for many in (count + _SPARE, len(rows)):
-            texts = self.grid.text.take(rows[:many])
-            if len(set(texts.tolist())) == len(texts):
-                return rows[: min(count, many)]
-            first = np.unique(texts, return_index=True)[1]
-            first.sort()
-            if len(first) >= count or many >= len(rows):
+            head = rows[:many]
+            texts = self.grid.text.take(head)
+            order = texts.argsort(kind="stable")
+            ordered = texts.take(order)
+            again = order[1:][ordered[1:] == ordered[:-1]]
+            if len(again):
+                is_first = np.ones(len(head), bool)
+                is_first[again] = False
+                head = head[is_first]
+            if len(head) >= count or many >= len(rows):
                 break
-        return rows.take(first[:count])
+        return head[:count]
 
     def shuffled(self, rows: np.ndarray, name: str) -> Iterator[np.ndarray]:
         """Yield `rows` in chunks, in an order that depends on the seed and `name` only."""
@@ -167,7 +171,7 @@ def draw_random(windows: SilentWindows, wanted: Sequence[tuple[int, str, int]]) 
 @lru_cache
 def _steps(counts: tuple[int, ...]) -> tuple[list[int], np.ndarray]:
     """Return how many probes to make for each count, nearly always enough, and their numbers."""
-    sizes = [min(_CHUNK, 4 * count + 2 * _SPARE) for count in counts]
+    sizes = [min(_MAX_PROBES, 3 * count + 4 * _SPARE) for count in counts]
     return sizes, np.concatenate([np.arange(size) for size in sizes])
 
 

@@ -38,10 +38,12 @@ class Cuts:
 def choose_unit(documents: np.ndarray, *, min_documents: int) -> Unit:
     """Return what is assigned to pools as a whole: documents where the latent fires in enough of them, else contexts."""
     # Most latents show it by their first windows.
-    for part in (documents[: 2 * min_documents], documents[: 16 * min_documents], documents):
-        if len(set(part.tolist())) >= min_documents:
-            return "document"
-    return "context"
+    size = 2 * min_documents
+    while len(set(documents[:size].tolist())) < min_documents:
+        if size >= len(documents):
+            return "context"
+        size *= 8
+    return "document"
 
 
 def uniform(seed: int, values: np.ndarray) -> np.ndarray:

@@ -271,11 +271,7 @@ class Selector:
         positions, values = reader.activations(latent)
         # By all activations, so that `active_above` does not move windows between pools.
         on_grid = grid_windows(grid, positions, values)
-        # Most latents show it by their first windows.
-        head = grid.document.take(on_grid.rows[: 2 * config.min_documents])
-        unit = choose_unit(head, min_documents=config.min_documents)
-        if unit == "context":
-            unit = choose_unit(on_grid.document, min_documents=config.min_documents)
+        unit = choose_unit(on_grid.document, min_documents=config.min_documents)
         if config.active_above is not None and len(values):
             strong = np.abs(values) >= np.quantile(np.abs(values), config.active_above)
             positions, values = positions[strong], values[strong]
