@@ -253,12 +253,11 @@ class CoderReader:
         held = next((group for group in self._recent if group.group == first and group.part == part), None)
         missing = list(range(first + (held is not None), first + num_groups))
         if missing:
-            with self._files.open(self._parts[part]) as file:
-                table = file.handle.read_row_groups(missing, columns=_COLUMNS, use_threads=False)
-                begin, last = int(file.group_starts[missing[0]]), int(file.group_starts[missing[-1]])
-            positions, values = (numbers(table.column(name)) for name in _COLUMNS)
+            table, starts = self._files.read(self._parts[part], missing)
+            begin, last = int(starts[missing[0]]), int(starts[missing[-1]])
+            positions, values = numbers(table.column(0)), numbers(table.column(1))
             # Copies: a view would keep all the groups before in memory.
-            own = (column[last - begin :].copy() if last > begin else column for column in (positions, values))
+            own = (positions, values) if last == begin else (positions[last - begin :].copy(), values[last - begin :].copy())
             self._recent = (_Group(part, missing[-1], last, *own), *self._recent[: MAX_RECENT_GROUPS - 1])
             if held is not None:
                 begin = held.start
@@ -443,7 +442,7 @@ class _FilePool:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._idle: OrderedDict[tuple[Path, int], _OpenFile] = OrderedDict()
+        self._idle: OrderedDict[int, tuple[Path, _OpenFile]] = OrderedDict()
         self._number = 0
 
     @contextmanager
@@ -457,25 +456,40 @@ class _FilePool:
                 raise
             self._give(path, file)
 
+    def read(self, path: Path, groups: list[int]) -> tuple[pa.Table, np.ndarray]:
+        """Return the positions and activations of row groups, and the first row of each row group of the file."""
+        # By hand, not by `open`: half as long, which counts beside a row group.
+        file = self._take(path)
+        try:
+            file = file or _open(path)
+            table = file.handle.read_row_groups(groups, columns=_COLUMNS, use_threads=False)
+        except BaseException:
+            if file is not None:
+                file.handle.close(force=True)
+            with damage_told(path):
+                raise
+        self._give(path, file)
+        return table, file.group_starts
+
     def _take(self, path: Path) -> _OpenFile | None:
         with self._lock:
             for key in reversed(self._idle):
-                if key[0] == path:
-                    return self._idle.pop(key)
+                if self._idle[key][0] is path:
+                    return self._idle.pop(key)[1]
         return None
 
     def _give(self, path: Path, file: _OpenFile) -> None:
         with self._lock:
             self._number += 1
-            self._idle[path, self._number] = file
+            self._idle[self._number] = path, file
             surplus = [self._idle.popitem(last=False)[1] for _ in range(len(self._idle) - MAX_IDLE_FILES)]
-        for old in surplus:
+        for _, old in surplus:
             old.handle.close(force=True)
 
     def close(self) -> None:
         with self._lock:
             idle, self._idle = self._idle, OrderedDict()
-        for file in idle.values():
+        for _, file in idle.values():
             file.handle.close(force=True)
 
 
