@@ -59,10 +59,11 @@ def hash64(seed: int | np.ndarray, values: np.ndarray) -> np.ndarray:
 
     A uint64 array of seeds is broadcast against the values. Of one seed, different values have different hashes.
     """
-    x = values.astype(np.uint64) ^ (np.uint64(seed & _MASK) if isinstance(seed, int) else seed)
+    x = np.asarray(values.astype(np.uint64) ^ (np.uint64(seed & _MASK) if isinstance(seed, int) else seed))
     # In place: half of the time is otherwise spent on fresh memory.
     x += np.uint64(0x9E3779B97F4A7C15)
-    y = x >> np.uint64(30)
+    y = np.empty_like(x)
+    np.right_shift(x, np.uint64(30), out=y)
     x ^= y
     x *= np.uint64(0xBF58476D1CE4E5B9)
     np.right_shift(x, np.uint64(27), out=y)
@@ -70,4 +71,4 @@ def hash64(seed: int | np.ndarray, values: np.ndarray) -> np.ndarray:
     x *= np.uint64(0x94D049BB133111EB)
     np.right_shift(x, np.uint64(31), out=y)
     x ^= y
-    return np.asarray(x)
+    return x

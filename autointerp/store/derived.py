@@ -68,6 +68,8 @@ def write_derived(store: Path, name: str, key: str, arrays: Mapping[str, np.ndar
     folder = store / derived_folder(name, key)
     # A name of its own for each writer: workers and threads may well compute the same at once.
     temporary = folder.parent / f"{TEMPORARY_PREFIX}{os.getpid()}-{uuid4().hex}"
+    if read_derived(store, name, key) is not None:
+        return True
     try:
         with disk_errors(folder):
             temporary.mkdir(parents=True)
@@ -78,6 +80,8 @@ def write_derived(store: Path, name: str, key: str, arrays: Mapping[str, np.ndar
                     os.fsync(file.fileno())
                 entries[array] = file_entry(temporary / f"{array}.npy")
             write_json(temporary / "index.json", DerivedRecord(key=key, arrays=entries).model_dump(mode="json"))
+            if read_derived(store, name, key) is not None:
+                return True
             for other in folder.parent.glob(f"{name}-*"):
                 shutil.rmtree(other, ignore_errors=True)
             temporary.rename(folder)

@@ -146,7 +146,9 @@ class Store:
             arrays: Mapping[str, np.ndarray] | None = read_derived(self.path, name, key)
             if arrays is None:
                 arrays = compute()
-                write_derived(self.path, name, key, arrays)
+                if write_derived(self.path, name, key, arrays):
+                    # The kept ones, whose memory is shared with other processes.
+                    arrays = read_derived(self.path, name, key) or arrays
             return arrays
 
     def _parts(self, prefix: str) -> list[Path]:
@@ -438,7 +440,10 @@ class _OpenFile:
 
 
 class _FilePool:
-    """Open parquet files. One reader uses a file at a time; idle ones are kept for the next, up to a bound."""
+    """Open parquet files. One reader uses a file at a time; idle ones are kept for the next, up to a bound.
+
+    A path is told from others by identity: :class:`CoderReader` holds one for each part.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
