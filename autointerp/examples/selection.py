@@ -8,7 +8,7 @@ Sampling follows arXiv 2410.13928 section 3.1 with delphi's rank quantiles, but 
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
@@ -20,7 +20,7 @@ from autointerp.config import Config
 from autointerp.digest import digest, hash64, seed_of
 from autointerp.errors import ConfigError, InputError, StoreError, nearest
 from autointerp.examples.negatives import NEGATIVES, SilentWindows, check_negatives, draw_random
-from autointerp.examples.pools import EXPLAIN, MIN_EXPLAIN, MIN_SCORE, SCORE, LatentPools, choose_unit
+from autointerp.examples.pools import EXPLAIN, MIN_EXPLAIN, MIN_SCORE, SCORE, VALIDATE, LatentPools, choose_unit
 from autointerp.examples.sampling import Choice, Keys, Sampling, keys_of, rank
 from autointerp.examples.windows import (
     CoderActivations,
@@ -42,6 +42,9 @@ from autointerp.records import Examples, LatentExamples, NeighbourKind, Status
 
 _VERSION = 1
 """Part of the selection's identity: raise it when the same settings come to choose other windows."""
+
+
+_BLOCKS = ("explain", "explain_statistics", "explain_negatives", "positives", "negatives")
 
 
 class SelectionConfig(Config):
@@ -160,8 +163,10 @@ class Selector:
                 self._grid = open_grid(self.store, window=self.config.window, min_window=self.config.min_window)
             return self._grid
 
-    def select(self, coder: str, latent: int) -> LatentExamples:
+    def select(self, coder: str, latent: int, *, num_validate: int = 0) -> LatentExamples:
         """Return the examples of one latent, or a status that says why it has none.
+
+        `num_validate`: most activating, and most random silent, windows of the validate pool; they change nothing else.
 
         Raises: InputError when the store has no such coder or the coder no such latent.
         """
@@ -204,10 +209,14 @@ class Selector:
             # As with positives: a handful of negatives would give a score that says nothing.
             status = "ok" if len(drawn[0]) >= MIN_SCORE else "too_dense"
         if status == "ok":
-            blocks = self._choose(fired, explain, score, silent, drawn, reader)
+            blocks: dict[str, Any] = self._choose(fired, explain, score, silent, drawn, reader)
+            if num_validate:
+                validate = self._choice(fired, VALIDATE, keys, seed, most=num_validate)
+                [quiet] = draw_random(silent, [(VALIDATE, "random", num_validate)])
+                positives = {"validate_positives": validate.take(num_validate)}
+                blocks |= _cut(self.store.tokens, fired, positives, {"validate_negatives": (quiet, ["random"] * len(quiet))})
         else:
-            names = ("explain", "explain_statistics", "explain_negatives", "positives", "negatives")
-            blocks = dict.fromkeys(names, Examples.empty(config.window))
+            blocks = dict.fromkeys(_BLOCKS, Examples.empty(config.window))
         return LatentExamples(
             coder=coder,
             latent=latent,
@@ -252,7 +261,16 @@ class Selector:
             taken = np.concatenate([taken, rows])
             labels += [source.label] * len(rows)
             lenders += [lent.get(row) for row in rows.tolist()] if lent else [None] * len(rows)
-        blocks = _cut(self.store.tokens, fired, (shown, judged, counted), (quiet, contrast, taken), labels)
+        blocks = _cut(
+            self.store.tokens,
+            fired,
+            {"explain": shown, "positives": judged, "explain_statistics": counted},
+            {
+                "explain_statistics": (quiet, ["random"] * len(quiet)),
+                "explain_negatives": (contrast, ["random"] * len(contrast)),
+                "negatives": (taken, labels),
+            },
+        )
         if any(lender is not None for lender in lenders):
             _lend(blocks["negatives"], lenders, reader)
         return blocks
@@ -347,40 +365,34 @@ class _PoolChoice:
 def _cut(
     tokens: np.ndarray,
     fired: _Fired,
-    chosen: tuple[tuple[np.ndarray, np.ndarray], ...],
-    silent: tuple[np.ndarray, np.ndarray, np.ndarray],
-    labels: Sequence[str],
+    chosen: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    silent: Mapping[str, tuple[np.ndarray, list[str]]],
 ) -> dict[str, Examples]:
     """Return the blocks of examples, cut from the flat arrays all at once.
 
-    `chosen` are rows and quantiles of candidates to show, to score and to count; `silent` are rows of the grid to count, to
-    show and to score, the last with `labels`.
+    `chosen` has for each block rows and quantiles of candidates, `silent` rows of the grid and their labels; a block of both is
+    the last of the former and the first of the latter.
     """
     grid = fired.grid
-    positives = fired.active.take(np.concatenate([rows for rows, _ in chosen]))
-    negatives = np.concatenate(silent)
+    positives = fired.active.take(np.concatenate([rows for rows, _ in chosen.values()]))
+    negatives = np.concatenate([rows for rows, _ in silent.values()])
     start = np.concatenate([positives.start, grid.start.take(negatives)])
     length = np.concatenate([positives.length, grid.length.take(negatives)]).astype(np.int32, copy=False)
     document = np.concatenate([positives.document, grid.document.take(negatives)])
     quantiles = np.full(len(start), -1, np.int16)
-    np.concatenate([quantiles for _, quantiles in chosen], out=quantiles[: len(positives)])
+    np.concatenate([column for _, column in chosen.values()], out=quantiles[: len(positives)])
     tokens = cut_tokens(tokens, start, length, width=grid.window)
     # Silent windows hold none.
     activations = np.zeros(tokens.shape, np.float32)
     activations[: len(positives)] = fired.activations(positives)
 
-    sizes = [*(len(rows) for rows, _ in chosen), *map(len, silent)]
-    names = [
-        ("explain", ["positive"] * sizes[0]),
-        ("positives", ["positive"] * sizes[1]),
-        ("explain_statistics", ["positive"] * sizes[2] + ["random"] * sizes[3]),
-        ("explain_negatives", ["random"] * sizes[4]),
-        ("negatives", labels),
-    ]
+    sources = {name: ["positive"] * len(rows) for name, (rows, _) in chosen.items()}
+    for name, (_, labels) in silent.items():
+        sources[name] = sources.get(name, []) + labels
     blocks, low = {}, 0
-    for name, sources in names:
+    for name, labels in sources.items():
         # Copies: who keeps one block must not keep all of them in memory.
-        rows = slice(low, low + len(sources))
+        rows = slice(low, low + len(labels))
         blocks[name] = Examples(
             tokens=tokens[rows].copy(),
             activations=activations[rows].copy(),
@@ -388,7 +400,7 @@ def _cut(
             positions=start[rows].copy(),
             documents=document[rows].copy(),
             quantiles=quantiles[rows].copy(),
-            sources=tuple(sources),
+            sources=tuple(labels),
         )
         low = rows.stop
     return blocks

@@ -30,6 +30,7 @@ from autointerp.jobs.progress import OnProgress
 from autointerp.jobs.runner import RunReport
 from autointerp.jobs.score_controls import (
     SAMPLED,
+    by_rule,
     control_identity,
     control_scorer,
     controls_for,
@@ -124,7 +125,7 @@ def build_scorers(config: ScoreConfig) -> list[Scorer]:
 
     Raises: ConfigError when one is unknown, or options are given for one that is not named.
     """
-    names = dict.fromkeys(known for name in config.scorers for known in (REGISTRY if name == ALL else (name,)))
+    names = _expanded(config.scorers)
     stray = sorted(set(config.options) - set(names))
     if stray:
         raise ConfigError(f"options are given for {stray[0]!r}, which is not among the scorers {', '.join(names)}")
@@ -152,6 +153,28 @@ def usable(
     if not found:
         raise ConfigError(f"no scorer can be run: {'; '.join(left_out)}")
     return found, tuple(left_out)
+
+
+def without_llm(names: Sequence[str], *, has_embedder: bool) -> tuple[dict[str, dict[str, str]], list[Scorer]]:
+    """Return which scorers work without an LLM, with the options that make them, and the others.
+
+    `names` may hold ``all``. A scorer that rules can judge is judged by rule.
+    """
+    found: dict[str, dict[str, str]] = {}
+    others = []
+    for name in _expanded(names):
+        scorer = build_scorer(name, {})
+        options = {} if by_rule(scorer) is None else {"judge": "rule"}
+        if options or missing(scorer.needs, None, has_embedder=has_embedder) is None:
+            found[name] = options
+        else:
+            others.append(scorer)
+    return found, others
+
+
+def _expanded(names: Sequence[str]) -> list[str]:
+    """Return the names, ``all`` as those of every scorer there is, each once."""
+    return list(dict.fromkeys(known for name in names for known in (REGISTRY if name == ALL else (name,))))
 
 
 def scored_selection(config: ScoreConfig, explainer: Method) -> SelectionConfig:
@@ -277,12 +300,16 @@ class Explanations:
         self._shards: OrderedDict[int, dict[Key, list[Explanation]]] = OrderedDict()
 
     def of(self, key: Key) -> list[Explanation]:
-        """Return the rows of a latent, whatever their status; empty when it was not explained yet."""
+        """Return the rows of a latent to grade: its usable ones; without any, one that says why; empty before it is explained.
+
+        What an explainer wrote on the way to another explanation, and did not choose, is not graded.
+        """
         shard = self._shard_of(key)
         if shard is None:
             return []
         with self._lock:
-            return self._rows(shard).get(key, [])
+            rows = self._rows(shard).get(key, [])
+        return [row for row in rows if row.status == "ok"] or rows[:1]
 
     def _rows(self, shard: int) -> dict[Key, list[Explanation]]:
         if shard not in self._shards:
@@ -352,7 +379,9 @@ class ScoreWork:
             if not graded:
                 # A partner that a later run may explain leaves this latent for that run.
                 may_come = any(row.status in RETRYABLE for row in theirs)
-                rows.scores.append(self._empty(latent, None, "no_reply" if may_come else "not_applicable"))
+                status: Status = "no_reply" if may_come else "not_applicable"
+                why = f"the control {self.method.control} has no explanation to put in place of the latent's"
+                rows.scores.append(self._empty(latent, None, status, reason=why))
         for row in graded:
             rows.extend(await self._score(latent, row, resources))
         return rows
@@ -391,7 +420,7 @@ class ScoreWork:
         partner = int(np.asarray(self._source.partners(key[0]))[key[1]])
         return (key[0], partner) if partner >= 0 else None
 
-    def _empty(self, latent: LatentExamples, row: Explanation | None, status: Status) -> Score:
+    def _empty(self, latent: LatentExamples, row: Explanation | None, status: Status, *, reason: str | None = None) -> Score:
         """The row of a latent without a score: of the headline metric, so that coverage can be read from it."""
         return Score(
             coder=latent.coder,
@@ -415,6 +444,7 @@ class ScoreWork:
             chance=None,
             disjoint=latent.disjoint,
             num_scored=0,
+            reason=reason or (row.reason if row is not None else None),
         )
 
 

@@ -67,9 +67,12 @@ def large() -> MemoryStore:
     return made(num_documents=1500, size=100, copies=0.02, vocabulary=5000)
 
 
-def told(found: LatentExamples) -> bytes:
+BLOCKS = ("explain", "explain_statistics", "explain_negatives", "positives", "negatives")
+
+
+def told(found: LatentExamples, names: tuple[str, ...] = BLOCKS) -> bytes:
     state = hashlib.sha256(f"{found.status} {found.disjoint} {found.density!r} {found.max_activation!r}".encode())
-    for name in ("explain", "explain_statistics", "explain_negatives", "positives", "negatives"):
+    for name in names:
         block = getattr(found, name)
         for values in (getattr(block, field.name) for field in fields(Examples)):
             if isinstance(values, tuple):
@@ -124,3 +127,22 @@ CASES = [
 @pytest.mark.parametrize(("settings", "of_small", "of_large"), CASES)
 def test_choices_are_what_they_were(small, large, settings, of_small, of_large):
     assert (golden(small, settings), golden(large, settings)) == (of_small, of_large)
+
+
+@pytest.mark.parametrize(
+    ("num", "centred", "of_small", "of_large"),
+    [
+        (9, False, "d270f9180d8e6c24", "b5ac0e2ba4317c40"),
+        (30, True, "186370fb604d555d", "0eeab38901a04935"),
+        (400, False, "8fd81c2521658692", "377c781f196a1b6e"),
+    ],
+)
+def test_windows_of_the_validate_pool_are_what_they_were(small, large, num, centred, of_small, of_large):
+    assert (validated(small, num, centred), validated(large, num, centred)) == (of_small, of_large)
+
+
+def validated(store: MemoryStore, num: int, centred: bool) -> str:
+    selector = Selector(store, SelectionConfig(window=8, centred=centred))
+    found = [selector.select("sae", latent, num_validate=num) for latent in range(len(RATES) + 2)]
+    names = ("validate_positives", "validate_negatives")
+    return hashlib.sha256(b"".join(told(one, names) for one in found)).hexdigest()[:16]
