@@ -89,6 +89,10 @@ class Source(Protocol):
         """The coder that each control is of, by the control's name."""
 
     @property
+    def outgrown(self) -> Mapping[str, int]:
+        """Id and tokens of each smaller store that it was extended from."""
+
+    @property
     def vocabulary(self) -> Vocabulary: ...
 
     @property
@@ -141,6 +145,10 @@ class StoreSource:
     def control_of(self) -> dict[str, str]:
         records = {name: self._store.coder(name).record for name in self._store.coder_names}
         return {name: record.control_of for name, record in records.items() if record.control_of is not None}
+
+    @property
+    def outgrown(self) -> dict[str, int]:
+        return {step["store_id"]: step["num_tokens"] for step in self._store.manifest.provenance.get("extended", [])}
 
     @property
     def vocabulary(self) -> Vocabulary:
