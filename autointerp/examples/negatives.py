@@ -6,19 +6,20 @@ text drawn before) is removed by :class:`SilentWindows`, so that no source can b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache, partial
 
 import numpy as np
 
 from autointerp.digest import hash64, seed_of
 from autointerp.errors import ConfigError, nearest
-from autointerp.examples.pools import LatentPools
+from autointerp.examples.pools import NO_POOL, LatentPools
 from autointerp.examples.windows import Corpus, WindowGrid, cut_tokens
 from autointerp.records import NeighbourKind, Source
 
 _CHUNK = 512
+_SPARE = 16
 _MAX_PROBES = 32 * _CHUNK
 _FREQUENT = 0.05
 
@@ -75,6 +76,23 @@ class SilentWindows:
                 break
         return found[len(taken) : len(taken) + count]
 
+    def distinct(self, rows: np.ndarray, count: int) -> np.ndarray:
+        """Return the first `count` of the rows, no normalised text twice; all there are where there are fewer."""
+        # Few texts come twice, so a few rows more than wanted hold enough of them nearly always.
+        for many in (count + _SPARE, len(rows)):
+            head = rows[:many]
+            texts = self.grid.text.take(head)
+            order = texts.argsort(kind="stable")
+            ordered = texts.take(order)
+            again = order[1:][ordered[1:] == ordered[:-1]]
+            if len(again):
+                is_first = np.ones(len(head), bool)
+                is_first[again] = False
+                head = head[is_first]
+            if len(head) >= count or many >= len(rows):
+                break
+        return head[:count]
+
     def shuffled(self, rows: np.ndarray, name: str) -> Iterator[np.ndarray]:
         """Yield `rows` in chunks, in an order that depends on the seed and `name` only."""
         keys = hash64(seed_of(name, self.seed, self.pool), self.grid.start[rows])
@@ -116,6 +134,45 @@ def _probes(windows: SilentWindows, name: str) -> Iterator[np.ndarray]:
     seed, total = seed_of(name, windows.seed, windows.pool), np.uint64(len(windows.grid))
     for low in range(0, _MAX_PROBES, _CHUNK):
         yield (hash64(seed, np.arange(low, low + _CHUNK)) % total).astype(np.int64)
+
+
+def draw_random(windows: SilentWindows, wanted: Sequence[tuple[int, str, int]]) -> list[np.ndarray]:
+    """Return for each (pool, name, count) the first `count` admitted rows of :func:`probe`, no normalised text twice.
+
+    As the probes of several pools and names are looked up in one go, this takes the time of one.
+    """
+    grid, fires = windows.grid, windows.fires
+    seeds = [seed_of(name, windows.seed, pool) for pool, name, _ in wanted]
+    admitted = []
+    if len(grid) > _MAX_PROBES:
+        sizes, steps = _steps(tuple(count for _, _, count in wanted))
+        probed = (hash64(np.array(seeds, np.uint64).repeat(sizes), steps) % np.uint64(len(grid))).astype(np.int64)
+        pools = windows.pools.of_grid(probed)
+        pools[fires.take(probed)] = NO_POOL
+        low = 0
+        for (pool, _, _), size in zip(wanted, sizes, strict=True):
+            admitted.append(probed[low : low + size][pools[low : low + size] == pool])
+            low += size
+    else:
+        silent = (~fires).nonzero()[0]
+        pools, start = windows.pools.of_grid(silent), grid.start.take(silent)
+        for (pool, _, _), seed in zip(wanted, seeds, strict=True):
+            mine = (pools == pool).nonzero()[0]
+            admitted.append(silent.take(mine.take(hash64(seed, start.take(mine)).argsort())))
+    found = [windows.distinct(rows, count) for rows, (_, _, count) in zip(admitted, wanted, strict=True)]
+    if len(grid) > _MAX_PROBES:
+        for i, (pool, name, count) in enumerate(wanted):
+            if len(found[i]) < count:
+                of_pool = replace(windows, pool=pool)
+                found[i] = of_pool.first(probe(of_pool, name), count, taken=np.zeros(0, np.int64))
+    return found
+
+
+@lru_cache
+def _steps(counts: tuple[int, ...]) -> tuple[list[int], np.ndarray]:
+    """Return how many probes to make for each count, nearly always enough, and their numbers."""
+    sizes = [min(_MAX_PROBES, 3 * count + 4 * _SPARE) for count in counts]
+    return sizes, np.concatenate([np.arange(size) for size in sizes])
 
 
 def _same_token(windows: SilentWindows) -> Iterator[np.ndarray]:

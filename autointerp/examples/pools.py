@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 
 from autointerp.digest import hash64, seed_of
-from autointerp.examples.windows import ActivatingWindows, WindowGrid, ragged
+from autointerp.examples.windows import WindowGrid, Windows, ragged
 
 EXPLAIN, SCORE, VALIDATE, NO_POOL = 0, 1, 2, -1
 Unit = Literal["document", "context"]
@@ -38,10 +38,12 @@ class Cuts:
 def choose_unit(documents: np.ndarray, *, min_documents: int) -> Unit:
     """Return what is assigned to pools as a whole: documents where the latent fires in enough of them, else contexts."""
     # Most latents show it by their first windows.
-    for part in (documents[: 8 * min_documents], documents):
-        if len(np.unique(part)) >= min_documents:
-            return "document"
-    return "context"
+    size = 2 * min_documents
+    while len(set(documents[:size].tolist())) < min_documents:
+        if size >= len(documents):
+            return "context"
+        size *= 8
+    return "document"
 
 
 def uniform(seed: int, values: np.ndarray) -> np.ndarray:
@@ -55,7 +57,7 @@ class LatentPools:
     def __init__(
         self,
         grid: WindowGrid,
-        active: ActivatingWindows,
+        active: Windows,
         *,
         rows: np.ndarray | None,
         coder: str,
@@ -68,51 +70,58 @@ class LatentPools:
         self._grid = grid
         self._seed = seed_of("pools", seed, coder, latent)
         self._grid_units = grid.document if unit == "document" else grid.context
-        self._text = active.text
+        self._active = active
         self._own = uniform(self._seed, active.document if unit == "document" else active.context)
         self._other_texts: tuple[np.ndarray, np.ndarray] | None = None
         if rows is None:
             self._smallest, self.is_repeated = self._read_texts(active.text)
+            self.has_repeats = bool(self.is_repeated.any())
         else:
-            self._smallest, self.is_repeated = self._smallest_of(rows, self._own), grid.num_same[rows] > 1
-        self._has_repeats = bool(self.is_repeated.any())
-        self.num_distinct = self._distinct(np.ones(len(active), bool))
+            self.is_repeated = grid.num_same.take(rows) > 1
+            self.has_repeats = bool(self.is_repeated.any())
+            self._smallest = self._smallest_of(rows, self._own) if self.has_repeats else self._own
+        self.num_distinct = self._distinct(np.ones(len(active), bool)) if self.has_repeats else len(active)
         """Distinct texts of candidates, whatever their pool."""
-        self.cuts = self._choose_cuts()
-        self.active_pool = self._pool(self._own, self._smallest)
-        """int8 [E], pool of each candidate, `NO_POOL` where its text belongs to an earlier pool."""
+        self.cuts, self.active_pool = self._choose_cuts()
+        """Where the pools are parted, and the int8 [E] pool of each candidate, `NO_POOL` where its text belongs to an earlier
+        pool."""
 
+    has_repeats: bool
+    """Whether any text is repeated."""
     is_repeated: np.ndarray
     """bool [E]; where False, no other candidate has the same text."""
 
     def of_grid(self, rows: np.ndarray) -> np.ndarray:
         """Return the int8 pool of windows of the grid, `NO_POOL` where the text belongs to an earlier pool."""
-        own = uniform(self._seed, self._grid_units[rows])
+        own = uniform(self._seed, self._grid_units.take(rows))
         smallest = self._smallest_of(rows, own)
         if self._other_texts is not None and len(self._other_texts[0]):
             texts, numbers = self._other_texts
             near = np.minimum(np.searchsorted(texts, self._grid.text[rows]), len(texts) - 1)
             same = texts[near] == self._grid.text[rows]
+            smallest = smallest.copy()
             smallest[same] = np.minimum(smallest[same], numbers[near[same]])
         return self._pool(own, smallest)
 
     def _pool(self, own: np.ndarray, smallest: np.ndarray, cuts: Cuts | None = None) -> np.ndarray:
         explain, score = (cuts or self.cuts).explain, (cuts or self.cuts).score
-        pool = (own >= explain).astype(np.int8) + (own >= score)
-        pool[((smallest >= explain).astype(np.int8) + (smallest >= score)) != pool] = NO_POOL
+        pool = (own >= explain).view(np.int8) + (own >= score).view(np.int8)
+        if smallest is not own:
+            pool[(smallest >= explain).view(np.int8) + (smallest >= score).view(np.int8) != pool] = NO_POOL
         return pool
 
     def _distinct(self, among: np.ndarray) -> int:
-        if not self._has_repeats:
+        if not self.has_repeats:
             return int(np.count_nonzero(among))
-        repeated = self._text[among & self.is_repeated]
+        repeated = self._active.text[among & self.is_repeated]
         return int(np.count_nonzero(among & ~self.is_repeated)) + len(np.unique(repeated))
 
     def _smallest_of(self, rows: np.ndarray, own: np.ndarray) -> np.ndarray:
         """Return the smallest number among the windows of the grid that say the same as each of `rows`."""
-        smallest = own.copy()
-        repeated = np.flatnonzero(self._grid.num_same[rows] > 1)
+        smallest = own
+        repeated = (self._grid.num_same.take(rows) > 1).nonzero()[0]
         if len(repeated):
+            smallest = own.copy()
             first, where, back = np.unique(self._grid.first_same[rows[repeated]], return_index=True, return_inverse=True)
             smallest[repeated] = self._smallest_in(first, self._grid.num_same[rows[repeated]][where])[back]
         return smallest
@@ -137,9 +146,10 @@ class LatentPools:
         self._other_texts = unique, smallest
         return smallest[back], counts[back] > 1
 
-    def _choose_cuts(self) -> Cuts:
+    def _choose_cuts(self) -> tuple[Cuts, np.ndarray]:
         """Return the usual cuts, or where they leave too little on a side, the ones that part the windows most evenly.
 
+        And the pools that they give.
         Depends on the store, the latent and the seed only. Latents with few windows, or whose windows repeat a few texts, need
         this: 20 windows in 20 documents would leave fewer than 10 to score more often than not.
         """
@@ -147,8 +157,8 @@ class LatentPools:
         pool = self._pool(self._own, self._smallest, usual)
         enough = all(self._distinct(pool == p) >= MIN_SCORE for p in (EXPLAIN, SCORE))
         if enough or self.num_distinct < MIN_EXPLAIN + MIN_SCORE:
-            return usual
-        _, first, back = np.unique(self._text, return_index=True, return_inverse=True)
+            return usual, pool
+        _, first, back = np.unique(self._active.text, return_index=True, return_inverse=True)
         in_grid = self._smallest[first]
         in_active = np.full(len(first), 1.0)
         np.minimum.at(in_active, back, self._own)
@@ -159,4 +169,7 @@ class LatentPools:
         even = np.where(num_score >= MIN_SCORE, np.minimum(num_explain, num_score), 0)
         best = np.flatnonzero(even == even.max())
         nearest = best[np.argmin(np.abs(candidates[best] - usual.explain))]
-        return Cuts(explain=float(candidates[nearest]), score=1.0) if even[nearest] > 0 else usual
+        if even[nearest] == 0:
+            return usual, pool
+        cuts = Cuts(explain=float(candidates[nearest]), score=1.0)
+        return cuts, self._pool(self._own, self._smallest, cuts)

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Literal
 
 import numpy as np
 
 from autointerp.digest import hash64, seed_of
-from autointerp.examples.windows import ActivatingWindows, stable_argsort
+from autointerp.examples.windows import Windows, stable_argsort
 
 Sampling = Literal["quantiles", "top", "random", "mix", "importance"]
 
 
+@lru_cache(maxsize=1 << 12)
 def spread(total: int, parts: int) -> np.ndarray:
-    """Return int64 [parts] that sum to `total`: equal, with the remainder spread over the parts.
+    """Return int64 [parts] that sum to `total`: equal, with the remainder spread over the parts. Read-only.
 
     Which parts get one more follows one fixed order (0, 5, 2, 7, 1, ... of 10), so a smaller total never has more in any part.
     """
     result = np.full(parts, total // parts, np.int64)
     result[list(_favoured(parts)[: total % parts])] += 1
+    result.flags.writeable = False
     return result
 
 
@@ -34,65 +38,139 @@ def _favoured(parts: int) -> tuple[int, ...]:
     return tuple(order)
 
 
-def rank(windows: ActivatingWindows, *, seed: int) -> np.ndarray:
-    """Return the rows from the strongest to the weakest, ties in an order given by the seed."""
+@dataclass(frozen=True, kw_only=True)
+class Keys:
+    """What decides a choice among windows, one number of each kind per window."""
+
+    order: np.ndarray
+    """uint64 [E], ascending from the strongest window to the weakest, ties in an order given by the seed."""
+    draw: np.ndarray
+    """uint64 [E], uniform; the smallest are drawn first."""
+
+    def take(self, rows: np.ndarray) -> Keys:
+        """Return the given rows, in the given order."""
+        return Keys(order=self.order.take(rows), draw=self.draw.take(rows))
+
+
+def keys_of(windows: Windows, *, seed: int) -> Keys:
+    """Return the keys of each window."""
+    seeds = np.array([[seed_of("ties", seed)], [seed_of("choice", seed)]], np.uint64)
+    ties, draw = hash64(seeds, windows.start)
+    return Keys(order=_order_keys(windows.strength, ties), draw=draw)
+
+
+def _order_keys(strength: np.ndarray, ties: np.ndarray) -> np.ndarray:
     # One key and one sort: the bits of a positive float32 are ordered as the float is.
-    weakness = ~windows.strength.astype(np.float32).view(np.uint32)
-    ties = hash64(seed_of("ties", seed), windows.start) >> np.uint64(32)
-    return stable_argsort((weakness.astype(np.uint64) << np.uint64(32)) | ties)
+    weakness = (~strength.astype(np.float32).view(np.uint32)).astype(np.uint64)
+    weakness <<= np.uint64(32)
+    return np.asarray(weakness | (ties >> np.uint64(32)))
+
+
+def rank(windows: Windows, *, seed: int) -> np.ndarray:
+    """Return the rows from the strongest to the weakest, ties in an order given by the seed."""
+    return stable_argsort(_order_keys(windows.strength, hash64(seed_of("ties", seed), windows.start)))
 
 
 class Choice:
-    """Chooses among distinct, ranked (:func:`rank`) windows; what several choices need is computed once.
+    """Chooses among distinct windows, given by their strength and keys; what several choices need is computed once.
 
     Quantiles are `parts` strata of equal rank over all of the windows.
     """
 
-    def __init__(self, windows: ActivatingWindows, *, parts: int, seed: int) -> None:
-        self._windows, self._parts = windows, parts
-        self._sizes = spread(len(windows), parts)
-        self._keys = hash64(seed_of("choice", seed), windows.start)
-        self._quantile = np.repeat(np.arange(parts, dtype=np.int16), self._sizes)
+    def __init__(self, strength: np.ndarray, keys: Keys, *, parts: int, most: int) -> None:
+        """`most` is the greatest count that will be asked for."""
+        self._strength, self._keys, self._parts, self._most = strength, keys, parts, most
+        self._sizes = spread(len(strength), parts)
+        self._ends = self._sizes.cumsum()
 
     def take(self, count: int, how: Sampling = "quantiles", *, ratio_top: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
         """Return `count` rows (all where there are fewer), strongest first, and the int16 quantile of each, 0 the strongest.
 
         A greater count gives the same rows and more (except under ``mix``).
         """
-        num = len(self._windows)
+        num = len(self._strength)
         count = min(count, num)
+        if how == "quantiles":
+            rows, place, run, within = self._strata
+            chosen = (within < spread(count, self._parts).take(run)).nonzero()[0]
+            chosen = chosen.take(place.take(chosen).argsort())
+            return rows.take(chosen), run.take(chosen).astype(np.int16)
+        keys = self._keys.draw[self.order]
         if how == "top":
             taken = np.arange(count)
         elif how == "random":
-            taken = np.argsort(self._keys, kind="stable")[:count]
+            taken = np.argsort(keys, kind="stable")[:count]
         elif how == "importance":
-            taken = _weighted(self._windows.strength.astype(np.float64), self._keys, count)
-        elif how == "mix":
-            num_top = round(ratio_top * count)
-            below = _stratified(self._keys[num_top:], spread(num - num_top, self._parts))
-            taken = np.append(np.arange(num_top), num_top + _first_of(below, count - num_top, self._parts))
+            taken = _weighted(self._strength[self.order].astype(np.float64), keys, count)
         else:
-            taken = _first_of(self._strata, count, self._parts)
+            num_top = round(ratio_top * count)
+            below = _stratified(keys[num_top:], spread(num - num_top, self._parts))
+            taken = np.append(np.arange(num_top), num_top + _first_of(below, count - num_top, self._parts))
         taken = np.sort(taken)
-        return taken, self._quantile[taken]
+        return self.order[taken], np.searchsorted(self._ends, taken, side="right").astype(np.int16)
 
     @cached_property
-    def _strata(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        return _stratified(self._keys, self._sizes)
+    def order(self) -> np.ndarray:
+        """int64, the rows from the strongest to the weakest."""
+        return stable_argsort(self._keys.order)
+
+    @cached_property
+    def _strata(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Rows in runs of the strata, by smallest key in each; then place in the ranking, stratum, and number in it."""
+        few = self._few_strata()
+        if few is not None:
+            return few
+        place, run, within = _stratified(self._keys.draw.take(self.order), self._sizes)
+        return self.order.take(place), place, run, within
+
+    def _few_strata(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray] | None:
+        """Return the beginning of each stratum, long enough for `most` in all; None where all is sorted as quickly.
+
+        Of many windows only those with small keys can be drawn, so that these alone need an order.
+        """
+        num = len(self._strength)
+        if num < _MANY:
+            return None
+        share = spread(min(self._most, num), self._parts)
+        wanted = float(share.max())
+        # Far more than enough in nearly every case; the others are noticed below.
+        ratio = (wanted + 6 * math.sqrt(wanted) + 6) / max(1, int(self._sizes.min()))
+        if ratio > 0.5:
+            return None
+        ordered = np.sort(self._keys.order)
+        rows = np.flatnonzero(self._keys.draw < np.uint64(int(ratio * 2**64)))
+        place = np.searchsorted(ordered, self._keys.order.take(rows))
+        run = np.searchsorted(self._ends, place, side="right")
+        keys = _stratum_keys(run, self._keys.draw.take(rows))
+        order = np.argsort(keys)
+        keys = keys.take(order)
+        counts = np.bincount(run, minlength=self._parts)
+        if (counts < share).any() or (keys[1:] == keys[:-1]).any() or (ordered[1:] == ordered[:-1]).any():
+            return None
+        run = run.take(order)
+        return rows.take(order), place.take(order), run, np.arange(len(run)) - (np.cumsum(counts) - counts).take(run)
+
+
+_MANY = 1 << 10
 
 
 def choose(
-    windows: ActivatingWindows, count: int, *, parts: int, seed: int, how: Sampling = "quantiles", ratio_top: float = 0.0
+    windows: Windows, count: int, *, parts: int, seed: int, how: Sampling = "quantiles", ratio_top: float = 0.0
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return what :meth:`Choice.take` does, for a single choice."""
-    return Choice(windows, parts=parts, seed=seed).take(count, how, ratio_top=ratio_top)
+    choice = Choice(windows.strength, keys_of(windows, seed=seed), parts=parts, most=count)
+    return choice.take(count, how, ratio_top=ratio_top)
+
+
+def _stratum_keys(run: np.ndarray, keys: np.ndarray) -> np.ndarray:
+    return np.asarray((run.astype(np.uint64) << np.uint64(48)) | (keys >> np.uint64(16)))
 
 
 def _stratified(keys: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the places of a ranking, in runs of `sizes` and by smallest key within each; then the run and the number in it."""
-    run = np.repeat(np.arange(len(sizes)), sizes)
-    order = stable_argsort((run.astype(np.uint64) << np.uint64(48)) | (keys >> np.uint64(16)))
-    return order, run, np.arange(len(keys)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    run = np.arange(len(sizes)).repeat(sizes)
+    order = stable_argsort(_stratum_keys(run, keys))
+    return order, run, np.arange(len(keys)) - (sizes.cumsum() - sizes).take(run)
 
 
 def _first_of(strata: tuple[np.ndarray, np.ndarray, np.ndarray], count: int, parts: int) -> np.ndarray:

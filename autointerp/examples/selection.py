@@ -8,10 +8,9 @@ Sampling follows arXiv 2410.13928 section 3.1 with delphi's rank quantiles, but 
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
-from itertools import chain
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -20,22 +19,24 @@ from pydantic import Field, field_validator, model_validator
 from autointerp.config import Config
 from autointerp.digest import digest, hash64, seed_of
 from autointerp.errors import ConfigError, InputError, StoreError, nearest
-from autointerp.examples.negatives import NEGATIVES, SilentWindows, check_negatives, probe
+from autointerp.examples.negatives import NEGATIVES, SilentWindows, check_negatives, draw_random
 from autointerp.examples.pools import EXPLAIN, MIN_EXPLAIN, MIN_SCORE, SCORE, VALIDATE, LatentPools, choose_unit
-from autointerp.examples.sampling import Choice, Sampling, rank
+from autointerp.examples.sampling import Choice, Keys, Sampling, keys_of, rank
 from autointerp.examples.windows import (
-    ActivatingWindows,
     CoderActivations,
     Corpus,
+    GridWindows,
     Neighbours,
     Similar,
     WindowGrid,
-    build_grid,
+    Windows,
     centred_windows,
     cut_activations,
     cut_tokens,
     grid_windows,
+    open_grid,
     ragged,
+    spread_activations,
 )
 from autointerp.records import Examples, LatentExamples, NeighbourKind, Status
 
@@ -120,11 +121,26 @@ class _Fired:
 
     positions: np.ndarray
     values: np.ndarray
-    active: ActivatingWindows
+    grid: WindowGrid
+    on_grid: GridWindows
+    """Windows of the grid it fires in."""
+    active: Windows
     """Candidates for positives, centred or not."""
-    fires: np.ndarray
-    """bool [G]."""
     pools: LatentPools
+
+    @cached_property
+    def fires(self) -> np.ndarray:
+        """Whether it fires in each window of the grid: bool [G]."""
+        fires = np.zeros(len(self.grid), bool)
+        fires[self.on_grid.rows] = True
+        return fires
+
+    def activations(self, windows: Windows) -> np.ndarray:
+        """Return float32 [E, W] of candidates."""
+        width = self.grid.window
+        if isinstance(windows, GridWindows):
+            return spread_activations(self.positions, self.values, windows.start, windows.low, windows.num, width=width)
+        return cut_activations(self.positions, self.values, windows.start, windows.length, width=width)
 
 
 class Selector:
@@ -141,10 +157,10 @@ class Selector:
 
     @property
     def grid(self) -> WindowGrid:
-        """The window grid, computed at first use: about 0.1 s per million tokens."""
+        """The window grid, computed at the first use of the store and kept with it."""
         with self._lock:
             if self._grid is None:
-                self._grid = build_grid(self.store, window=self.config.window, min_window=self.config.min_window)
+                self._grid = open_grid(self.store, window=self.config.window, min_window=self.config.min_window)
             return self._grid
 
     def select(self, coder: str, latent: int, *, num_validate: int = 0) -> LatentExamples:
@@ -160,28 +176,45 @@ class Selector:
         config = self.config
         fired = self._read(reader, coder, latent)
         seed = seed_of("examples", config.seed, coder, latent)
-        explain = _ranked(fired, EXPLAIN, seed=seed)
-        score = _ranked(fired, SCORE, seed=seed)
-        to_score = SilentWindows(
-            corpus=self.store,
-            grid=self.grid,
-            pools=fired.pools,
-            pool=SCORE,
-            fires=fired.fires,
-            seed=seed,
-            top_token=partial(self._top_token, fired, explain),
-            neighbours=partial(self._nearest, reader, coder, latent),
-            windows_of=partial(self._windows_of, reader, coder),
-            strongest=partial(self._strongest, fired, seed),
-            similar=self._similar,
-        )
-        status, random = self._status(fired, explain, score, to_score)
-        if status == "ok":
-            blocks: dict[str, Any] = self._choose(
-                fired, explain, score, to_score, replace(to_score, pool=EXPLAIN), random, reader, seed
+        keys = keys_of(fired.active, seed=seed)
+        explain = self._choice(fired, EXPLAIN, keys, seed, most=max(config.num_explain, config.num_statistics))
+        score = self._choice(fired, SCORE, keys, seed, most=config.num_positives)
+        status: Status = "ok"
+        if fired.pools.num_distinct < config.min_examples or len(score) < MIN_SCORE or len(explain) < MIN_EXPLAIN:
+            status = "too_few_examples"
+        elif len(fired.grid) - len(fired.on_grid) < config.min_silent:
+            status = "too_dense"
+        else:
+            silent = SilentWindows(
+                corpus=self.store,
+                grid=fired.grid,
+                pools=fired.pools,
+                pool=SCORE,
+                fires=fired.fires,
+                seed=seed,
+                top_token=partial(self._top_token, fired, explain),
+                neighbours=partial(self._nearest, reader, coder, latent),
+                windows_of=partial(self._windows_of, reader, coder),
+                strongest=partial(self._strongest, fired, seed),
+                similar=self._similar,
             )
+            drawn = draw_random(
+                silent,
+                [
+                    (SCORE, "random", max(MIN_SCORE, config.num_negatives)),
+                    (EXPLAIN, "statistics", config.num_statistics),
+                    (EXPLAIN, "explain", config.num_explain_negatives),
+                ],
+            )
+            # As with positives: a handful of negatives would give a score that says nothing.
+            status = "ok" if len(drawn[0]) >= MIN_SCORE else "too_dense"
+        if status == "ok":
+            blocks: dict[str, Any] = self._choose(fired, explain, score, silent, drawn, reader)
             if num_validate:
-                blocks |= self._validation(fired, replace(to_score, pool=VALIDATE), num_validate, seed)
+                validate = self._choice(fired, VALIDATE, keys, seed, most=num_validate)
+                [quiet] = draw_random(silent, [(VALIDATE, "random", num_validate)])
+                positives = {"validate_positives": validate.take(num_validate)}
+                blocks |= _cut(self.store.tokens, fired, positives, {"validate_negatives": (quiet, ["random"] * len(quiet))})
         else:
             blocks = dict.fromkeys(_BLOCKS, Examples.empty(config.window))
         return LatentExamples(
@@ -195,7 +228,7 @@ class Selector:
             **blocks,
         )
 
-    def pools(self, coder: str, latent: int) -> tuple[ActivatingWindows, LatentPools]:
+    def pools(self, coder: str, latent: int) -> tuple[Windows, LatentPools]:
         """Return the latent's activating windows, and the pools that these and the windows of the grid belong to."""
         reader, _ = self._reader(coder)
         fired = self._read(reader, coder, latent)
@@ -204,50 +237,43 @@ class Selector:
     def _choose(
         self,
         fired: _Fired,
-        explain: ActivatingWindows,
-        score: ActivatingWindows,
-        to_score: SilentWindows,
-        to_explain: SilentWindows,
-        random: np.ndarray,
+        explain: _PoolChoice,
+        score: _PoolChoice,
+        silent: SilentWindows,
+        drawn: list[np.ndarray],
         reader: CoderActivations,
-        seed: int,
     ) -> dict[str, Examples]:
-        config, nothing = self.config, np.zeros(0, np.int64)
-        choice = Choice(explain, parts=config.quantiles, seed=seed)
-        shown = choice.take(config.num_explain, config.explain_sampling, ratio_top=config.ratio_top)
-        counted = choice.take(config.num_statistics)
-        judged = Choice(score, parts=config.quantiles, seed=seed).take(config.num_positives)
-        quiet = to_explain.first(probe(to_explain, "statistics"), config.num_statistics, taken=nothing)
-        contrast = to_explain.first(probe(to_explain, "explain"), config.num_explain_negatives, taken=nothing)
-        taken, labels, lenders = nothing, [], []
+        config = self.config
+        random, quiet, contrast = drawn
+        shown = explain.take(config.num_explain, config.explain_sampling, ratio_top=config.ratio_top)
+        counted = explain.take(config.num_statistics)
+        judged = score.take(config.num_positives)
+        taken = np.zeros(0, np.int64)
+        labels: list[str] = []
+        lenders: list[int | None] = []
         for name in config.negatives:
-            source, windows = NEGATIVES[name], replace(to_score, lenders={})
+            source, lent = NEGATIVES[name], dict[int, int]()
             if name == "random" and not len(taken):
                 rows = random[: config.num_negatives]
             else:
+                windows = replace(silent, lenders=lent)
                 rows = windows.first(source.draw(windows), config.num_negatives, taken=taken)
             taken = np.concatenate([taken, rows])
             labels += [source.label] * len(rows)
-            lenders += [windows.lenders.get(row) for row in rows.tolist()]
-        cut = _Cut(self.store.tokens, self.grid, fired)
-        cut.positives("explain", explain, *shown)
-        cut.positives("explain_statistics", explain, *counted)
-        cut.negatives("explain_statistics", quiet, ["random"] * len(quiet))
-        cut.negatives("explain_negatives", contrast, ["random"] * len(contrast))
-        cut.positives("positives", score, *judged)
-        cut.negatives("negatives", taken, labels)
-        blocks = cut.examples()
-        _lend(blocks["negatives"], lenders, reader)
+            lenders += [lent.get(row) for row in rows.tolist()] if lent else [None] * len(rows)
+        blocks = _cut(
+            self.store.tokens,
+            fired,
+            {"explain": shown, "positives": judged, "explain_statistics": counted},
+            {
+                "explain_statistics": (quiet, ["random"] * len(quiet)),
+                "explain_negatives": (contrast, ["random"] * len(contrast)),
+                "negatives": (taken, labels),
+            },
+        )
+        if any(lender is not None for lender in lenders):
+            _lend(blocks["negatives"], lenders, reader)
         return blocks
-
-    def _validation(self, fired: _Fired, silent: SilentWindows, num: int, seed: int) -> dict[str, Examples]:
-        active = _ranked(fired, VALIDATE, seed=seed)
-        chosen = Choice(active, parts=self.config.quantiles, seed=seed).take(num)
-        quiet = silent.first(probe(silent, "random"), num, taken=np.zeros(0, np.int64))
-        cut = _Cut(self.store.tokens, self.grid, fired)
-        cut.positives("validate_positives", active, *chosen)
-        cut.negatives("validate_negatives", quiet, ["random"] * len(quiet))
-        return cut.examples()
 
     def _reader(self, name: str) -> tuple[CoderActivations, str]:
         with self._lock:
@@ -262,18 +288,21 @@ class Selector:
         config, grid = self.config, self.grid
         positions, values = reader.activations(latent)
         # By all activations, so that `active_above` does not move windows between pools.
-        everything, rows = grid_windows(grid, positions, values)
-        unit = choose_unit(everything.document, min_documents=config.min_documents)
+        on_grid = grid_windows(grid, positions, values)
+        unit = choose_unit(on_grid.document, min_documents=config.min_documents)
         if config.active_above is not None and len(values):
             strong = np.abs(values) >= np.quantile(np.abs(values), config.active_above)
             positions, values = positions[strong], values[strong]
-            everything, rows = grid_windows(grid, positions, values)
-        active = centred_windows(self.store, grid, positions, values) if config.centred else everything
-        fires = np.zeros(len(grid), bool)
-        fires[rows] = True
-        on_grid = None if config.centred else rows
-        pools = LatentPools(grid, active, rows=on_grid, coder=coder, latent=latent, seed=config.seed, unit=unit)
-        return _Fired(positions=positions, values=values, active=active, fires=fires, pools=pools)
+            on_grid = grid_windows(grid, positions, values)
+        active = centred_windows(self.store, grid, positions, values) if config.centred else on_grid
+        rows = None if config.centred else on_grid.rows
+        pools = LatentPools(grid, active, rows=rows, coder=coder, latent=latent, seed=config.seed, unit=unit)
+        return _Fired(positions=positions, values=values, grid=grid, on_grid=on_grid, active=active, pools=pools)
+
+    def _choice(self, fired: _Fired, pool: int, keys: Keys, seed: int, *, most: int) -> _PoolChoice:
+        rows = _candidates(fired, pool, seed=seed)
+        choice = Choice(fired.active.strength.take(rows), keys.take(rows), parts=self.config.quantiles, most=most)
+        return _PoolChoice(rows, choice)
 
     def _nearest(self, reader: CoderActivations, coder: str, latent: int, kind: NeighbourKind) -> np.ndarray:
         with self._lock:
@@ -282,15 +311,15 @@ class Selector:
         return self._neighbours[coder, kind].of(latent)[0]
 
     def _windows_of(self, reader: CoderActivations, coder: str, latent: int) -> np.ndarray:
-        windows, rows = grid_windows(self.grid, *reader.activations(latent))
-        return np.asarray(rows[rank(windows, seed=seed_of("neighbour", self.config.seed, coder, latent))])
+        windows = grid_windows(self.grid, *reader.activations(latent))
+        return np.asarray(windows.rows[rank(windows, seed=seed_of("neighbour", self.config.seed, coder, latent))])
 
     def _strongest(self, fired: _Fired, seed: int, count: int) -> np.ndarray:
-        windows, rows = grid_windows(self.grid, fired.positions, fired.values)
+        windows = fired.on_grid
         order = rank(windows, seed=seed)
-        chosen = order[fired.pools.of_grid(rows[order]) == SCORE]
+        chosen = order[fired.pools.of_grid(windows.rows[order]) == SCORE]
         _, first = np.unique(windows.text[chosen], return_index=True)
-        return np.asarray(rows[chosen[np.sort(first)[:count]]])
+        return np.asarray(windows.rows[chosen[np.sort(first)[:count]]])
 
     def _similar(self, rows: np.ndarray, count: int) -> np.ndarray:
         config, grid = self.config, self.grid
@@ -304,71 +333,77 @@ class Selector:
                 self._embeddings = found
         return self._embeddings.nearest(rows, count)
 
-    def _top_token(self, fired: _Fired, explain: ActivatingWindows) -> int | None:
+    def _top_token(self, fired: _Fired, explain: _PoolChoice) -> int | None:
         """Return the token with the greatest sum of |activation| over the explain pool; of equals the smallest id."""
         if len(explain) == 0:
             return None
-        low = np.searchsorted(fired.positions, explain.start)
-        _, at = ragged(low, np.searchsorted(fired.positions, explain.start + explain.length) - low)
+        # From the strongest on: a sum of floats depends on the order.
+        windows = fired.active.take(explain.rows[explain.choice.order])
+        low = np.searchsorted(fired.positions, windows.start)
+        _, at = ragged(low, np.searchsorted(fired.positions, windows.start + windows.length) - low)
         ids, back = np.unique(self.store.tokens[fired.positions[at]], return_inverse=True)
         return int(ids[np.argmax(np.bincount(back, weights=np.abs(fired.values[at])))])
 
-    def _status(
-        self, fired: _Fired, explain: ActivatingWindows, score: ActivatingWindows, silent: SilentWindows
-    ) -> tuple[Status, np.ndarray]:
-        """Return the status and, where that is ok, the first random negatives to score: as many as are wanted, if there are."""
-        nothing = np.zeros(0, np.int64)
-        if fired.pools.num_distinct < self.config.min_examples or len(score) < MIN_SCORE or len(explain) < MIN_EXPLAIN:
-            return "too_few_examples", nothing
-        if len(fired.fires) - np.count_nonzero(fired.fires) < self.config.min_silent:
-            return "too_dense", nothing
-        # As with positives: a handful of negatives would give a score that says nothing.
-        found = silent.first(probe(silent, "random"), max(MIN_SCORE, self.config.num_negatives), taken=nothing)
-        return ("ok" if len(found) >= MIN_SCORE else "too_dense"), found
+
+@dataclass(frozen=True)
+class _PoolChoice:
+    """The candidates of one pool, and how some of them are chosen."""
+
+    rows: np.ndarray
+    """int64, the pool's candidates among all of them."""
+    choice: Choice
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def take(self, count: int, how: Sampling = "quantiles", *, ratio_top: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+        """Return the chosen rows among all candidates, strongest first, and their quantiles."""
+        rows, quantiles = self.choice.take(count, how, ratio_top=ratio_top)
+        return self.rows.take(rows), quantiles
 
 
-class _Cut:
-    """Cuts the blocks of examples of one latent, all at once."""
+def _cut(
+    tokens: np.ndarray,
+    fired: _Fired,
+    chosen: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    silent: Mapping[str, tuple[np.ndarray, list[str]]],
+) -> dict[str, Examples]:
+    """Return the blocks of examples, cut from the flat arrays all at once.
 
-    def __init__(self, tokens: np.ndarray, grid: WindowGrid, fired: _Fired) -> None:
-        self._tokens, self._grid, self._fired = tokens, grid, fired
-        self._pieces: list[tuple[str, np.ndarray, np.ndarray, np.ndarray, np.ndarray, Sequence[str]]] = []
+    `chosen` has for each block rows and quantiles of candidates, `silent` rows of the grid and their labels; a block of both is
+    the last of the former and the first of the latter.
+    """
+    grid = fired.grid
+    positives = fired.active.take(np.concatenate([rows for rows, _ in chosen.values()]))
+    negatives = np.concatenate([rows for rows, _ in silent.values()])
+    start = np.concatenate([positives.start, grid.start.take(negatives)])
+    length = np.concatenate([positives.length, grid.length.take(negatives)]).astype(np.int32, copy=False)
+    document = np.concatenate([positives.document, grid.document.take(negatives)])
+    quantiles = np.full(len(start), -1, np.int16)
+    np.concatenate([column for _, column in chosen.values()], out=quantiles[: len(positives)])
+    tokens = cut_tokens(tokens, start, length, width=grid.window)
+    # Silent windows hold none.
+    activations = np.zeros(tokens.shape, np.float32)
+    activations[: len(positives)] = fired.activations(positives)
 
-    def positives(self, block: str, windows: ActivatingWindows, rows: np.ndarray, quantiles: np.ndarray) -> None:
-        """Append activating windows to a block."""
-        start, length, document = windows.start[rows], windows.length[rows], windows.document[rows]
-        self._pieces.append((block, start, length, document, quantiles, ["positive"] * len(rows)))
-
-    def negatives(self, block: str, rows: np.ndarray, labels: Sequence[str]) -> None:
-        """Append windows of the grid to a block."""
-        grid = self._grid
-        quantiles = np.full(len(rows), -1, np.int16)
-        self._pieces.append((block, grid.start[rows], grid.length[rows], grid.document[rows], quantiles, labels))
-
-    def examples(self) -> dict[str, Examples]:
-        """Return the blocks; the pieces of one follow each other."""
-        names = [piece[0] for piece in self._pieces]
-        start, length, document, quantiles = (np.concatenate(column) for column in list(zip(*self._pieces, strict=True))[1:5])
-        width, fired = self._grid.window, self._fired
-        tokens = cut_tokens(self._tokens, start, length, width=width)
-        activations = cut_activations(fired.positions, fired.values, start, length, width=width)
-        length = length.astype(np.int32)
-        blocks, low = {}, 0
-        for name in dict.fromkeys(names):
-            sources = tuple(chain.from_iterable(piece[5] for piece in self._pieces if piece[0] == name))
-            # Copies: who keeps one block must not keep all of them in memory.
-            rows = slice(low, low + len(sources))
-            blocks[name] = Examples(
-                tokens=tokens[rows].copy(),
-                activations=activations[rows].copy(),
-                lengths=length[rows].copy(),
-                positions=start[rows].copy(),
-                documents=document[rows].copy(),
-                quantiles=quantiles[rows].copy(),
-                sources=sources,
-            )
-            low = rows.stop
-        return blocks
+    sources = {name: ["positive"] * len(rows) for name, (rows, _) in chosen.items()}
+    for name, (_, labels) in silent.items():
+        sources[name] = sources.get(name, []) + labels
+    blocks, low = {}, 0
+    for name, labels in sources.items():
+        # Copies: who keeps one block must not keep all of them in memory.
+        rows = slice(low, low + len(labels))
+        blocks[name] = Examples(
+            tokens=tokens[rows].copy(),
+            activations=activations[rows].copy(),
+            lengths=length[rows].copy(),
+            positions=start[rows].copy(),
+            documents=document[rows].copy(),
+            quantiles=quantiles[rows].copy(),
+            sources=tuple(labels),
+        )
+        low = rows.stop
+    return blocks
 
 
 def _lend(negatives: Examples, lenders: Sequence[int | None], reader: CoderActivations) -> None:
@@ -380,15 +415,14 @@ def _lend(negatives: Examples, lenders: Sequence[int | None], reader: CoderActiv
         negatives.activations[at] = cut_activations(*reader.activations(lender), start, length, width=width)
 
 
-def _ranked(fired: _Fired, pool: int, *, seed: int) -> ActivatingWindows:
-    """Return the pool's candidates from the strongest, one for each normalised text: the one that a seeded hash puts first."""
-    active, repeated = fired.active, fired.pools.is_repeated
-    mine = fired.pools.active_pool == pool
+def _candidates(fired: _Fired, pool: int, *, seed: int) -> np.ndarray:
+    """Return the rows of the pool's candidates, one for each normalised text: the one that a seeded hash puts first."""
+    active, mine = fired.active, fired.pools.active_pool == pool
+    if not fired.pools.has_repeats:
+        return np.flatnonzero(mine)
+    repeated = fired.pools.is_repeated
     rows = np.flatnonzero(mine & repeated)
-    if not len(rows):
-        chosen = active.take(np.flatnonzero(mine))
-        return chosen.take(rank(chosen, seed=seed))
-    order = np.lexsort((hash64(seed_of("duplicates", seed), active.start[rows]), active.text[rows]))
-    _, first = np.unique(active.text[rows][order], return_index=True)
-    chosen = active.take(np.sort(np.concatenate([np.flatnonzero(mine & ~repeated), rows[order[first]]])))
-    return chosen.take(rank(chosen, seed=seed))
+    texts = active.text[rows]
+    order = np.lexsort((hash64(seed_of("duplicates", seed), active.start[rows]), texts))
+    _, first = np.unique(texts[order], return_index=True)
+    return np.sort(np.concatenate([np.flatnonzero(mine & ~repeated), rows[order[first]]]))

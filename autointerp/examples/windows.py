@@ -8,8 +8,8 @@ Shape letters: G windows of the grid, E windows, W tokens of a window, N activat
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -23,7 +23,8 @@ _SPACE, _DIGITS, _SPACED_DIGITS = (np.uint64((1 << 32) + i) for i in range(3))
 _TEXT_SEED = seed_of("normalised text")
 _PLACE_SEED = seed_of("place in a normalised text")
 _BLOCK_TOKENS = 1 << 17
-_BLOCK_BITS = 4
+_GRID_VERSION = 1
+"""Raise it when the columns of a grid, or what they say, change: kept ones are of that name."""
 
 
 class Segments(Protocol):
@@ -81,6 +82,9 @@ class Corpus(Protocol):
     @property
     def vocabulary(self) -> Vocabulary: ...
     def coder(self, name: str, /) -> CoderActivations: ...
+    def derived(self, name: str, compute: Callable[[], Mapping[str, np.ndarray]], /) -> Mapping[str, np.ndarray]:
+        """Return the named arrays as they were kept, else as `compute` returns them."""
+
     def embeddings(self, embedder: str, /, *, window: int, min_window: int) -> Similar: ...
 
 
@@ -90,22 +94,20 @@ class WindowGrid:
 
     window: int
     """Tokens in a full window, W."""
+    ctx_len: int
+    """Tokens in a full context."""
     start: np.ndarray
     """int64 [G], position of the first token."""
     length: np.ndarray
     """int32 [G], tokens in it; less than W at the end of a segment only."""
     document: np.ndarray
     """int64 [G], document id."""
-    context: np.ndarray
-    """int64 [G], context id."""
     segment: np.ndarray
     """int64 [G], row of the segment."""
     text: np.ndarray
     """uint64 [G], hash of the normalised text."""
     by_text: np.ndarray
     """int64 [G], windows sorted by `text`."""
-    sorted_text: np.ndarray
-    """uint64 [G], ``text[by_text]``."""
     first_same: np.ndarray
     """int64 [G], where in `by_text` the windows with the same normalised text begin."""
     num_same: np.ndarray
@@ -114,28 +116,67 @@ class WindowGrid:
     """int64 [vocabulary], how often each token occurs in the store."""
     classes: np.ndarray
     """uint64 [vocabulary], see :func:`token_classes`."""
+    windows_before: np.ndarray
+    """int32, how many windows start at or before each multiple of 2^``block_bits``."""
 
     def __len__(self) -> int:
         return len(self.start)
 
     def find(self, positions: np.ndarray) -> np.ndarray:
         """Return the window that holds each position, -1 where none does (the tail of a segment may be too short for one)."""
-        if len(self) == 0:
+        if len(self) == 0 or len(positions) == 0:
             return np.full(len(positions), -1, np.int64)
-        # From the window that holds the start of the position's block, a step or two, in place of a binary search.
-        index = self.window_of_block[np.minimum(positions >> _BLOCK_BITS, len(self.window_of_block) - 1)]
-        last = len(self) - 1
-        while len(late := np.flatnonzero((index < last) & (self.start[np.minimum(index + 1, last)] <= positions))):
-            index[late] += 1
-        inside = (index >= 0) & (positions < self.start[index] + self.length[index])
-        return np.where(inside, index, -1)
+        # From the windows that start at or before the position's block, at most one on: no binary search.
+        index: np.ndarray = self.windows_before.take(positions >> self.block_bits, mode="clip").astype(np.int64)
+        index += self._start_after.take(index) <= positions
+        index -= 1
+        if self._is_gapless and positions.min() >= self.start[0] and positions.max() < self._stop[-1]:
+            return index
+        index[self._stop.take(index, mode="clip") <= positions] = -1
+        return index
 
     @cached_property
-    def window_of_block(self) -> np.ndarray:
-        """int64, the last window that starts at or before each multiple of 16, -1 where none does."""
-        last = int(self.start[-1]) if len(self) else 0
-        blocks = np.arange(0, last + (1 << _BLOCK_BITS), 1 << _BLOCK_BITS)
-        return np.asarray(np.searchsorted(self.start, blocks, side="right") - 1)
+    def block_bits(self) -> int:
+        """No two windows start within fewer than 2 to this power tokens."""
+        return _block_bits(self.start)
+
+    @cached_property
+    def context(self) -> np.ndarray:
+        """int64 [G], context id."""
+        return np.asarray(self.start // self.ctx_len)
+
+    @cached_property
+    def sorted_text(self) -> np.ndarray:
+        """uint64 [G], ``text[by_text]``."""
+        return np.asarray(self.text[self.by_text])
+
+    @cached_property
+    def _start_after(self) -> np.ndarray:
+        return np.append(self.start, np.iinfo(np.int64).max)
+
+    @cached_property
+    def _stop(self) -> np.ndarray:
+        return np.asarray(self.start + self.length)
+
+    @cached_property
+    def _is_gapless(self) -> bool:
+        return bool((self._stop[:-1] == self.start[1:]).all())
+
+
+def open_grid(corpus: Corpus, *, window: int, min_window: int) -> WindowGrid:
+    """Return what :func:`build_grid` does, from arrays that are kept with the store where it can be."""
+
+    def compute() -> dict[str, np.ndarray]:
+        built = build_grid(corpus, window=window, min_window=min_window)
+        return {field.name: getattr(built, field.name) for field in fields(built) if field.name not in ("window", "ctx_len")}
+
+    arrays = corpus.derived(f"windows-v{_GRID_VERSION}-w{window}-m{min_window}", compute)
+    return WindowGrid(window=window, ctx_len=corpus.ctx_len, **arrays)
+
+
+def _block_bits(start: np.ndarray) -> int:
+    nearest = int(np.diff(start).min()) if len(start) > 1 else 1
+    return nearest.bit_length() - 1
 
 
 def build_grid(corpus: Corpus, *, window: int, min_window: int) -> WindowGrid:
@@ -160,20 +201,21 @@ def build_grid(corpus: Corpus, *, window: int, min_window: int) -> WindowGrid:
     first_same[by_text] = np.repeat(first, same)
     num_same = np.empty(len(text), np.int32)
     num_same[by_text] = np.repeat(same, same)
+    blocks = np.arange(0, int(start[-1]) + 1 if len(start) else 0, 1 << _block_bits(start))
     return WindowGrid(
         window=window,
+        ctx_len=corpus.ctx_len,
         start=start,
         length=length,
         document=np.asarray(segments.document, np.int64)[segment],
-        context=start // corpus.ctx_len,
         segment=segment,
         text=text,
         by_text=by_text,
-        sorted_text=sorted_text,
         first_same=first_same,
         num_same=num_same,
         token_counts=counts,
         classes=classes,
+        windows_before=np.searchsorted(start, blocks, side="right").astype(np.int32),
     )
 
 
@@ -188,17 +230,17 @@ def _count_tokens(tokens: np.ndarray, size: int) -> np.ndarray:
 
 def ragged(starts: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return (row, value) of the concatenated ranges ``starts[row] .. starts[row] + counts[row] - 1``."""
-    rows = np.repeat(np.arange(len(counts)), counts)
-    ends = np.cumsum(counts)
-    within = np.arange(len(rows)) - np.repeat(ends - counts, counts)
-    return rows, np.asarray(starts, np.int64)[rows] + within
+    counts = np.asarray(counts, np.int64)
+    rows = np.arange(len(counts)).repeat(counts)
+    shift = np.asarray(starts, np.int64) - (counts.cumsum() - counts)
+    return rows, np.arange(len(rows)) + shift.take(rows)
 
 
 def stable_argsort(keys: np.ndarray) -> np.ndarray:
     """Return what a stable argsort does, in a quarter of its time where no key comes twice."""
     # Distinct keys have one order, whatever the algorithm; numpy sorts them with vector instructions unless asked to be stable.
-    order = np.argsort(keys)
-    ordered = keys[order]
+    order = keys.argsort()
+    ordered = keys.take(order)
     return np.argsort(keys, kind="stable") if (ordered[1:] == ordered[:-1]).any() else order
 
 
@@ -208,11 +250,15 @@ def cut_tokens(tokens: np.ndarray, start: np.ndarray, length: np.ndarray, *, wid
     if len(tokens) < width:
         tokens = np.append(tokens, np.zeros(width - len(tokens), tokens.dtype))
     last = len(tokens) - width
-    block = np.lib.stride_tricks.sliding_window_view(tokens, width)[np.minimum(start, last)].astype(np.uint32, copy=False)
-    for row in np.flatnonzero(start > last).tolist():
-        block[row, : length[row]] = tokens[start[row] : start[row] + length[row]]
-    short = np.flatnonzero(length < width)
-    if len(short):
+    # One item per window that might begin at each position: copied whole, not token by token.
+    tokens = np.ascontiguousarray(tokens, np.uint32)
+    runs = np.ndarray(last + 1, np.dtype((np.void, 4 * width)), buffer=tokens, strides=(4,))
+    block = runs[np.minimum(start, last)].view(np.uint32).reshape(len(start), width)
+    is_short = length < width
+    if is_short.any():
+        for row in np.flatnonzero(start > last).tolist():
+            block[row, : length[row]] = tokens[start[row] : start[row] + length[row]]
+        short = np.flatnonzero(is_short)
         block[short] *= np.arange(width) < length[short, None]
     return np.asarray(block)
 
@@ -221,10 +267,17 @@ def cut_activations(
     positions: np.ndarray, values: np.ndarray, start: np.ndarray, length: np.ndarray, *, width: int
 ) -> np.ndarray:
     """Return float32 [E, width] rebuilt from activations sorted by position; 0 where there is none."""
+    low, high = positions.searchsorted(np.stack([start, start + length]))
+    return spread_activations(positions, values, start, low, high - low, width=width)
+
+
+def spread_activations(
+    positions: np.ndarray, values: np.ndarray, start: np.ndarray, low: np.ndarray, num: np.ndarray, *, width: int
+) -> np.ndarray:
+    """Return float32 [E, width]: in each row the `num` activations from number `low` on, whose window is at `start`."""
     block = np.zeros((len(start), width), np.float32)
-    low = np.searchsorted(positions, start)
-    rows, index = ragged(low, np.searchsorted(positions, start + length) - low)
-    block[rows, positions[index] - start[rows]] = values[index]
+    rows, index = ragged(low, num)
+    block[rows, positions.take(index) - start.take(rows)] = values.take(index)
     return block
 
 
@@ -309,22 +362,48 @@ def _hash_all(tokens: np.ndarray, start: np.ndarray, length: np.ndarray, *, widt
 # Activating windows -------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, kw_only=True)
-class ActivatingWindows:
+class Windows(Protocol):
     """The windows a latent fires in, in order of position; candidates for positives."""
 
+    def __len__(self) -> int: ...
+    @property
+    def start(self) -> np.ndarray:
+        """int64 [E]."""
+
+    @property
+    def length(self) -> np.ndarray:
+        """int32 [E]."""
+
+    @property
+    def document(self) -> np.ndarray:
+        """int64 [E]."""
+
+    @property
+    def context(self) -> np.ndarray:
+        """int64 [E]."""
+
+    @property
+    def text(self) -> np.ndarray:
+        """uint64 [E]."""
+
+    @property
+    def strength(self) -> np.ndarray:
+        """float32 [E], largest |activation|."""
+
+    def take(self, rows: np.ndarray, /) -> Windows:
+        """Return the given rows, in the given order."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActivatingWindows:
+    """Windows given by their columns, on the grid or not."""
+
     start: np.ndarray
-    """int64 [E]."""
     length: np.ndarray
-    """int32 [E]."""
     document: np.ndarray
-    """int64 [E]."""
     context: np.ndarray
-    """int64 [E]."""
     text: np.ndarray
-    """uint64 [E]."""
     strength: np.ndarray
-    """float32 [E], largest |activation|."""
 
     def __len__(self) -> int:
         return len(self.start)
@@ -341,26 +420,66 @@ class ActivatingWindows:
         )
 
 
-def grid_windows(grid: WindowGrid, positions: np.ndarray, values: np.ndarray) -> tuple[ActivatingWindows, np.ndarray]:
-    """Return the windows of the grid that hold an activation, and their int64 rows in the grid."""
+class GridWindows:
+    """Windows of the grid. Their columns are looked up when asked for: most are needed of the few that are chosen only."""
+
+    def __init__(self, grid: WindowGrid, rows: np.ndarray, strength: np.ndarray, low: np.ndarray, num: np.ndarray) -> None:
+        self._grid = grid
+        self.rows = rows
+        """int64 [E], rows of the grid."""
+        self.strength = strength
+        """float32 [E], largest |activation|."""
+        self.low = low
+        """int64 [E], number of the first of the latent's activations in each."""
+        self.num = num
+        """int64 [E], activations in each."""
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @cached_property
+    def start(self) -> np.ndarray:
+        return self._grid.start.take(self.rows)
+
+    @cached_property
+    def length(self) -> np.ndarray:
+        return self._grid.length.take(self.rows)
+
+    @cached_property
+    def document(self) -> np.ndarray:
+        return self._grid.document.take(self.rows)
+
+    @cached_property
+    def context(self) -> np.ndarray:
+        return self._grid.context.take(self.rows)
+
+    @cached_property
+    def text(self) -> np.ndarray:
+        return self._grid.text.take(self.rows)
+
+    def take(self, rows: np.ndarray) -> GridWindows:
+        """Return the given rows, in the given order."""
+        columns = (column.take(rows) for column in (self.rows, self.strength, self.low, self.num))
+        return GridWindows(self._grid, *columns)
+
+
+def grid_windows(grid: WindowGrid, positions: np.ndarray, values: np.ndarray) -> GridWindows:
+    """Return the windows of the grid that hold an activation; positions are sorted."""
+    if len(positions) == 0:
+        nothing = np.zeros(0, np.int64)
+        return GridWindows(grid, nothing, np.zeros(0, np.float32), nothing, nothing)
     at = grid.find(positions)
-    size = np.abs(values[at >= 0])
-    at = at[at >= 0]
-    first = np.flatnonzero(np.diff(at, prepend=-1))
-    rows = at[first]
-    strength = np.maximum.reduceat(size, first) if len(first) else np.zeros(0, np.float32)
-    return _from_grid(grid, rows, strength), rows
-
-
-def _from_grid(grid: WindowGrid, rows: np.ndarray, strength: np.ndarray) -> ActivatingWindows:
-    return ActivatingWindows(
-        start=grid.start[rows],
-        length=grid.length[rows],
-        document=grid.document[rows],
-        context=grid.context[rows],
-        text=grid.text[rows],
-        strength=strength.astype(np.float32),
-    )
+    is_first = np.empty(len(at), bool)
+    is_first[0] = True
+    np.not_equal(at[1:], at[:-1], out=is_first[1:])
+    low = is_first.nonzero()[0]
+    num = np.empty(len(low), np.int64)
+    np.subtract(low[1:], low[:-1], out=num[:-1])
+    num[-1] = len(at) - low[-1]
+    strength = np.maximum.reduceat(np.abs(values), low).astype(np.float32, copy=False)
+    found = GridWindows(grid, at.take(low), strength, low, num)
+    # Activations in no window.
+    return found if found.rows.min() >= 0 else found.take(np.flatnonzero(found.rows >= 0))
 
 
 def centred_windows(corpus: Corpus, grid: WindowGrid, positions: np.ndarray, values: np.ndarray) -> ActivatingWindows:

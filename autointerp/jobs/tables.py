@@ -18,7 +18,7 @@ from autointerp.config import RUNTIME, Config
 from autointerp.errors import IdentityError, InputError, StoreError
 from autointerp.examples.negatives import NEGATIVES
 from autointerp.examples.selection import SelectionConfig
-from autointerp.examples.windows import WindowGrid, build_grid
+from autointerp.examples.windows import WindowGrid, open_grid
 from autointerp.jobs.progress import OnProgress, Progress
 from autointerp.protocols import Embedder
 from autointerp.records import NeighbourKind
@@ -227,7 +227,7 @@ def build_embeddings(
         from autointerp.embed import open_embedder
 
         opened = open_embedder(embedder, device=device)
-    grid = build_grid(store, window=window, min_window=min_window)
+    grid = open_grid(store, window=window, min_window=min_window)
     record = IndexRecord(
         store_id=store.store_id,
         embedder=embedder,

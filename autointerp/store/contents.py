@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from autointerp.errors import AutointerpError, StoreError
+from autointerp.store.derived import derived_problems
 from autointerp.store.embeddings import EmbeddingIndex
 from autointerp.store.latents import summarise
 from autointerp.store.logits import has_logits, logits_file
@@ -38,7 +39,7 @@ def verify_contents(path: Path | str) -> list[str]:
             problems += _told(check)
     for folder in sorted(store.path.glob("embeddings/*/")):
         problems += _told(_embeddings(store, folder))
-    return problems
+    return problems + derived_problems(store.path)
 
 
 def _told(problems: Iterator[str]) -> list[str]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +16,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from autointerp.digest import digest
 from autointerp.errors import InputError, StoreError, nearest
 from autointerp.records import NeighbourKind
+from autointerp.store.derived import read_derived, write_derived
 from autointerp.store.embeddings import EmbeddingIndex, index_folder
 from autointerp.store.latents import NUM_HASHES
 from autointerp.store.layout import VOCABULARY, activations_part, coder_folder, latents_file
@@ -28,6 +30,12 @@ from autointerp.store.vocab import StoreVocabulary
 
 MAX_IDLE_FILES = 16
 """Open files kept for the next reader; as many more may be in use as there are threads."""
+MIN_DERIVED_POSITIONS = 1 << 19
+"""Smaller stores keep no derived arrays: to compute them takes less than 50 ms."""
+MAX_RECENT_GROUPS = 4
+"""Row groups of a coder kept decoded for the next latent."""
+_COLUMNS = ["position", "activation"]
+_PLACE = ("part", "row_group", "num_row_groups", "row_offset", "count")
 
 
 def open_store(path: Path | str) -> Store:
@@ -62,6 +70,8 @@ class Store:
         self.manifest = manifest
         self._files = _FilePool()
         self._lock = threading.Lock()
+        # Of its own: what computes derived arrays reads others, and the vocabulary.
+        self._derived_lock = threading.RLock()
         self._coders: dict[str, CoderReader] = {}
         self._loaded: _Corpus | None = None
         self._vocabulary: StoreVocabulary | None = None
@@ -108,12 +118,38 @@ class Store:
 
     @property
     def _corpus(self) -> _Corpus:
-        with self._lock:
+        with self._derived_lock:
             if self._loaded is None:
-                self._loaded = _read_corpus(
-                    self._parts("tokens/"), num_contexts=self.num_contexts, ctx_len=self.ctx_len, where=self.path
-                )
+                arrays = self.derived("corpus-v1", self._read_corpus)
+                segments = SegmentTable(**{name: arrays[name] for name in ("document", "start", "stop")})
+                self._loaded = _Corpus(tokens=arrays["tokens"], lengths=arrays["lengths"], segments=segments)
             return self._loaded
+
+    def _read_corpus(self) -> dict[str, np.ndarray]:
+        return _read_corpus(self._parts("tokens/"), num_contexts=self.num_contexts, ctx_len=self.ctx_len, where=self.path)
+
+    def derived(self, name: str, compute: Callable[[], Mapping[str, np.ndarray]]) -> Mapping[str, np.ndarray]:
+        """Return arrays that follow from the corpus and the vocabulary alone: those kept, else those that `compute` returns.
+
+        These are kept for the next process, unless the store is small or cannot be written to. `name` says what they are: it is
+        another one when the same corpus would give others.
+        """
+        if self.num_contexts * self.ctx_len < MIN_DERIVED_POSITIONS:
+            return compute()
+        files = {
+            file: entry.digest
+            for file, entry in self.manifest.files.items()
+            if file.startswith("tokens/") or file == VOCABULARY
+        }
+        key = digest({"name": name, "ctx_len": self.ctx_len, "num_contexts": self.num_contexts, "files": files})
+        with self._derived_lock:
+            arrays: Mapping[str, np.ndarray] | None = read_derived(self.path, name, key)
+            if arrays is None:
+                arrays = compute()
+                if write_derived(self.path, name, key, arrays):
+                    # The kept ones, whose memory is shared with other processes.
+                    arrays = read_derived(self.path, name, key) or arrays
+            return arrays
 
     def _parts(self, prefix: str) -> list[Path]:
         return [self.path / name for name in sorted(self.manifest.files) if name.startswith(prefix)]
@@ -172,6 +208,9 @@ class CoderReader:
         self._files = store._files
         self._lock = threading.Lock()
         self._latents: dict[str, np.ndarray] | None = None
+        self._parts = [store.path / activations_part(name, part) for part in range(self._extent.num_parts)]
+        self._recent: tuple[_Group, ...] = ()
+        self._places: np.ndarray | None = None
 
     @property
     def folder(self) -> Path:
@@ -212,15 +251,28 @@ class CoderReader:
         part, first, num_groups, offset, count = self._find(latent)
         if not count:
             return np.zeros(0, np.int64), np.zeros(0, np.float32)
-        path = self._path / activations_part(self.name, part)
-        with self._files.open(path) as file:
-            table = file.handle.read_row_groups(
-                list(range(first, first + num_groups)), columns=["position", "activation"], use_threads=False
-            )
-            start = offset - int(file.group_starts[first])
-        if start < 0 or start + count > table.num_rows:
-            raise StoreError(f"{path} does not belong to {self._path / latents_file(self.name)}; restore both together")
-        return _slice(table, start, count)
+        # Latents of one row group are asked for one after the other more often than not.
+        held = next((group for group in self._recent if group.group == first and group.part == part), None)
+        missing = list(range(first + (held is not None), first + num_groups))
+        if missing:
+            table, starts = self._files.read(self._parts[part], missing)
+            begin, last = int(starts[missing[0]]), int(starts[missing[-1]])
+            positions, values = numbers(table.column(0)), numbers(table.column(1))
+            # Copies: a view would keep all the groups before in memory.
+            own = (positions, values) if last == begin else (positions[last - begin :].copy(), values[last - begin :].copy())
+            self._recent = (_Group(part, missing[-1], last, *own), *self._recent[: MAX_RECENT_GROUPS - 1])
+            if held is not None:
+                begin = held.start
+                positions, values = np.concatenate([held.positions, positions]), np.concatenate([held.values, values])
+        else:
+            assert held is not None
+            begin, positions, values = held.start, held.positions, held.values
+        start = offset - begin
+        if start < 0 or start + count > len(positions):
+            where = self._path / latents_file(self.name)
+            raise StoreError(f"{self._parts[part]} does not belong to {where}; restore both together")
+        # Copies: a view of one latent would keep whole row groups in memory.
+        return positions[start : start + count].astype(np.int64), values[start : start + count].astype(np.float32)
 
     def sweep(self, latents: Iterable[int] | None = None) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         """Yield (latent, positions, values) in ascending order of latent (None: all that fire), decoding nothing twice."""
@@ -234,8 +286,7 @@ class CoderReader:
             if not count:
                 yield latent, np.zeros(0, np.int64), np.zeros(0, np.float32)
                 continue
-            path = self._path / activations_part(self.name, part)
-            with self._files.open(path) as file:
+            with self._files.open(self._parts[part]) as file:
                 if held is None or held.part != part:
                     held = _Held(part=part, low=first, high=first, table=None)
                 held.advance(file.handle, first, first + num_groups)
@@ -245,8 +296,8 @@ class CoderReader:
 
     def blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """Yield (latents int64, positions int64, values float32) of all activations in order, a row group at a time."""
-        for part in range(self._extent.num_parts):
-            for table in iterate_tables(self._path / activations_part(self.name, part)):
+        for path in self._parts:
+            for table in iterate_tables(path):
                 latents, positions, values = (numbers(table[name]) for name in ("latent", "position", "activation"))
                 yield latents.astype(np.int64), positions, values.astype(np.float32)
 
@@ -268,11 +319,23 @@ class CoderReader:
             raise InputError(
                 f"coder {self.name!r} has no latent {latent}: its width is {self.width}, so they go from 0 to {self.width - 1}"
             )
-        columns = self.latents
-        part, first, num_groups, offset, count = (
-            int(columns[name][latent]) for name in ("part", "row_group", "num_row_groups", "row_offset", "count")
-        )
+        if self._places is None:
+            columns = self.latents
+            self._places = np.stack([columns[name] for name in _PLACE], axis=1, dtype=np.int64)
+        part, first, num_groups, offset, count = self._places[latent].tolist()
         return part, first, num_groups, offset, count
+
+
+@dataclass(frozen=True)
+class _Group:
+    """A row group, decoded."""
+
+    part: int
+    group: int
+    start: int
+    """Its first row in the part."""
+    positions: np.ndarray
+    values: np.ndarray
 
 
 @dataclass(kw_only=True)
@@ -286,14 +349,13 @@ class _Held:
 
     def advance(self, handle: Any, low: int, high: int) -> None:
         """Drop row groups before `low` and read those up to `high`."""
-        columns = ["position", "activation"]
         if self.table is None or low >= self.high:
-            self.table = handle.read_row_groups(list(range(low, high)), columns=columns, use_threads=False)
+            self.table = handle.read_row_groups(list(range(low, high)), columns=_COLUMNS, use_threads=False)
         else:
             dropped = sum(handle.metadata.row_group(group).num_rows for group in range(self.low, low))
             pieces = [self.table.slice(dropped)]
             if high > self.high:
-                pieces.append(handle.read_row_groups(list(range(self.high, high)), columns=columns, use_threads=False))
+                pieces.append(handle.read_row_groups(list(range(self.high, high)), columns=_COLUMNS, use_threads=False))
             self.table = pa.concat_tables(pieces)
         self.low, self.high = low, max(high, self.high) if low < self.high else high
 
@@ -328,7 +390,7 @@ class _Corpus:
     segments: SegmentTable
 
 
-def _read_corpus(paths: list[Path], *, num_contexts: int, ctx_len: int, where: Path) -> _Corpus:
+def _read_corpus(paths: list[Path], *, num_contexts: int, ctx_len: int, where: Path) -> dict[str, np.ndarray]:
     tokens = np.zeros(num_contexts * ctx_len, np.uint32)
     lengths = np.zeros(num_contexts, np.int32)
     blocks: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
@@ -357,9 +419,10 @@ def _read_corpus(paths: list[Path], *, num_contexts: int, ctx_len: int, where: P
     if context != num_contexts:
         raise StoreError(f"{where} has {context} contexts and its manifest says {num_contexts}; restore both together")
     document, start, stop = (np.concatenate(column).astype(np.int64) for column in zip(*blocks, strict=True))
-    for array in (tokens, lengths, document, start, stop):
+    arrays: dict[str, np.ndarray] = {"tokens": tokens, "lengths": lengths, "document": document, "start": start, "stop": stop}
+    for array in arrays.values():
         array.flags.writeable = False
-    return _Corpus(tokens=tokens, lengths=lengths, segments=SegmentTable(document=document, start=start, stop=stop))
+    return arrays
 
 
 def _ragged(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
@@ -377,11 +440,14 @@ class _OpenFile:
 
 
 class _FilePool:
-    """Open parquet files. One reader uses a file at a time; idle ones are kept for the next, up to a bound."""
+    """Open parquet files. One reader uses a file at a time; idle ones are kept for the next, up to a bound.
+
+    A path is told from others by identity: :class:`CoderReader` holds one for each part.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._idle: OrderedDict[tuple[Path, int], _OpenFile] = OrderedDict()
+        self._idle: OrderedDict[int, tuple[Path, _OpenFile]] = OrderedDict()
         self._number = 0
 
     @contextmanager
@@ -395,25 +461,40 @@ class _FilePool:
                 raise
             self._give(path, file)
 
+    def read(self, path: Path, groups: list[int]) -> tuple[pa.Table, np.ndarray]:
+        """Return the positions and activations of row groups, and the first row of each row group of the file."""
+        # By hand, not by `open`: half as long, which counts beside a row group.
+        file = self._take(path)
+        try:
+            file = file or _open(path)
+            table = file.handle.read_row_groups(groups, columns=_COLUMNS, use_threads=False)
+        except BaseException:
+            if file is not None:
+                file.handle.close(force=True)
+            with damage_told(path):
+                raise
+        self._give(path, file)
+        return table, file.group_starts
+
     def _take(self, path: Path) -> _OpenFile | None:
         with self._lock:
             for key in reversed(self._idle):
-                if key[0] == path:
-                    return self._idle.pop(key)
+                if self._idle[key][0] is path:
+                    return self._idle.pop(key)[1]
         return None
 
     def _give(self, path: Path, file: _OpenFile) -> None:
         with self._lock:
             self._number += 1
-            self._idle[path, self._number] = file
+            self._idle[self._number] = path, file
             surplus = [self._idle.popitem(last=False)[1] for _ in range(len(self._idle) - MAX_IDLE_FILES)]
-        for old in surplus:
+        for _, old in surplus:
             old.handle.close(force=True)
 
     def close(self) -> None:
         with self._lock:
             idle, self._idle = self._idle, OrderedDict()
-        for file in idle.values():
+        for _, file in idle.values():
             file.handle.close(force=True)
 
 

@@ -98,6 +98,9 @@ class MemoryStore:
         self._coders[name] = MemoryCoder(name, latents, self.num_tokens)
         return self
 
+    def derived(self, name, compute):
+        return compute()
+
     def coder(self, name: str) -> MemoryCoder:
         return self._coders[name]
 

@@ -89,8 +89,8 @@ def test_no_position_and_no_text_in_two_pools(store, centred, min_documents, abo
 def test_pools_equal_a_naive_assignment():
     store = random_store(seed=1, num_documents=150, tokens=60, rate=0.05, copies=0.5)
     grid = build_grid(store, window=32, min_window=8)
-    active, rows = grid_windows(grid, *store.coder("sae").activations(0))
-    pools = LatentPools(grid, active, rows=rows, coder="sae", latent=0, seed=9, unit="document")
+    active = grid_windows(grid, *store.coder("sae").activations(0))
+    pools = LatentPools(grid, active, rows=active.rows, coder="sae", latent=0, seed=9, unit="document")
     seed = seed_of("pools", 9, "sae", 0)
     number = {d: int(hash64(seed, np.array([d]))[0]) / 2**64 for d in set(grid.document.tolist())}
 
@@ -103,15 +103,15 @@ def test_pools_equal_a_naive_assignment():
         earliest[key] = min(earliest.get(key, VALIDATE), pool_of(document))
     expected = [pool_of(d) if pool_of(d) == earliest[key] else NO_POOL for key, d in zip(keys, grid.document, strict=True)]
     assert pools.of_grid(np.arange(len(grid))).tolist() == expected
-    assert pools.active_pool.tolist() == [expected[row] for row in rows]
+    assert pools.active_pool.tolist() == [expected[row] for row in active.rows]
     assert NO_POOL in expected
 
 
 def test_shares_of_documents_are_near_45_45_10():
     store = MemoryStore([[i % 600, (i * 7) % 600, i // 600] * 3 for i in range(4000)], ctx_len=90)
     grid = build_grid(store, window=8, min_window=8)
-    active, rows = grid_windows(grid, grid.start, np.ones(len(grid), np.float32))
-    pools = LatentPools(grid, active, rows=rows, coder="sae", latent=0, seed=0, unit="document")
+    active = grid_windows(grid, grid.start, np.ones(len(grid), np.float32))
+    pools = LatentPools(grid, active, rows=active.rows, coder="sae", latent=0, seed=0, unit="document")
     share = np.bincount(pools.active_pool[pools.active_pool >= 0], minlength=3) / len(active)
     # Standard deviation of the first two is sqrt(0.45 * 0.55 / 4000) = 0.008.
     assert np.abs(share - [0.45, 0.45, 0.1]).max() < 0.035

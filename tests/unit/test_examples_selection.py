@@ -13,7 +13,7 @@ from examples_corpus import MemoryStore, random_store
 from autointerp.errors import ConfigError, InputError
 from autointerp.examples.negatives import NEGATIVES, NegativeSource
 from autointerp.examples.pools import VALIDATE
-from autointerp.examples.sampling import choose, rank, spread
+from autointerp.examples.sampling import Choice, choose, keys_of, rank, spread
 from autointerp.examples.selection import SelectionConfig, Selector, select, selection_id
 from autointerp.examples.windows import ActivatingWindows
 from autointerp.records import Examples, LatentExamples
@@ -96,6 +96,31 @@ def test_ties_are_broken_by_the_seed_and_not_by_position():
     assert first.tolist() != second.tolist()
     assert sorted(first.tolist()) == list(range(202))
     assert abs(np.corrcoef(first[2:], np.arange(200))[0, 1]) < 0.3
+
+
+@pytest.mark.parametrize(("num", "parts", "most"), [(1500, 10, 50), (5000, 10, 200), (5003, 7, 41), (3000, 1, 90)])
+def test_strata_sorted_as_far_as_drawn_give_what_sorted_ones_do(num, parts, most, monkeypatch):
+    # With ties in rank, and not in order of strength.
+    windows = windows_of(np.random.default_rng(num).integers(1, 300, num).astype(float).tolist())
+    keys = keys_of(windows, seed=5)
+    short = Choice(windows.strength, keys, parts=parts, most=most)
+    assert len(short._strata[0]) < num / 2
+    monkeypatch.setattr("autointerp.examples.sampling._MANY", num + 1)
+    whole = Choice(windows.strength, keys, parts=parts, most=most)
+    assert len(whole._strata[0]) == num
+    for count in (0, 1, most // 3, most):
+        for left, right in zip(short.take(count), whole.take(count), strict=True):
+            assert left.dtype == right.dtype
+            assert left.tolist() == right.tolist()
+    # By hand: of each stratum of the ranking, those with the smallest keys.
+    ranking = sorted(range(num), key=lambda row: int(keys.order[row]))
+    low, expected = 0, []
+    for size, share in zip(spread(num, parts).tolist(), spread(most, parts).tolist(), strict=True):
+        stratum = ranking[low : low + size]
+        drawn = set(sorted(stratum, key=lambda row: int(keys.draw[row]))[:share])
+        expected += [row for row in stratum if row in drawn]
+        low += size
+    assert short.take(most)[0].tolist() == expected
 
 
 def test_top_mix_and_importance():

@@ -73,8 +73,8 @@ def test_tiny_corpora(documents):
     store = MemoryStore(documents, ctx_len=64)
     grid = build_grid(store, window=32, min_window=8)
     assert list(zip(grid.start, grid.length, grid.document, strict=True)) == naive_windows(store, 32, 8)
-    active, rows = grid_windows(grid, np.zeros(0, np.int64), np.zeros(0, np.float32))
-    assert len(active) == len(rows) == 0
+    active = grid_windows(grid, np.zeros(0, np.int64), np.zeros(0, np.float32))
+    assert len(active) == len(active.rows) == 0
     assert len(centred_windows(store, grid, np.zeros(0, np.int64), np.zeros(0, np.float32))) == 0
 
 

@@ -218,3 +218,23 @@ def test_verify_sees_wrong_content_whose_digests_agree(path, fault):
     (path / "manifest.json").write_text(text.replace(f'"num_bytes": {old.num_bytes},', f'"num_bytes": {new.num_bytes},'))
     sentence = {"order": "is not sorted", "count": r"latents.parquet says", "range": "beyond the coder's width or the corpus"}
     assert any(sentence[fault] in problem for problem in verify_store(path))
+
+
+@pytest.mark.parametrize("way", ["sweep", "one by one"])
+def test_latents_in_order_decode_no_row_group_twice(original, monkeypatch, way):
+    decoded, read = [], pq.ParquetFile.read_row_groups
+
+    def counted(file, groups, **kwargs):
+        decoded.extend((id(file), group) for group in groups)
+        return read(file, groups, **kwargs)
+
+    monkeypatch.setattr(pq.ParquetFile, "read_row_groups", counted)
+    reader = open_store(original).coder("sae")
+    live = np.flatnonzero(reader.latents["count"]).tolist()
+    swept = list(reader.sweep()) if way == "sweep" else [(latent, *reader.activations(latent)) for latent in live]
+    assert len(decoded) == len(set(decoded)) > len(reader._parts)
+    expected = {latent: reader.activations(latent) for latent in reversed(live)}
+    assert [latent for latent, _, _ in swept] == live
+    for latent, positions, values in swept:
+        np.testing.assert_array_equal(positions, expected[latent][0])
+        np.testing.assert_array_equal(values, expected[latent][1])

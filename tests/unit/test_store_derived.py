@@ -1,0 +1,166 @@
+"""Arrays kept beside a store: mapped where they belong to it, made again where they do not, and never needed."""
+
+from __future__ import annotations
+
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from small_store import random_fires, small_store
+
+from autointerp.examples.selection import SelectionConfig, Selector
+from autointerp.store import open_store
+from autointerp.store.build import clean
+from autointerp.store.contents import verify_contents
+from autointerp.store.derived import read_derived, write_derived
+from autointerp.store.reader import Store
+
+CONFIG = SelectionConfig(window=8, min_window=4, min_documents=5)
+
+
+@pytest.fixture(autouse=True)
+def keep_of_any_size(monkeypatch):
+    monkeypatch.setattr("autointerp.store.reader.MIN_DERIVED_POSITIONS", 0)
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    path = tmp_path_factory.mktemp("derived") / "store"
+    small_store(path, random_fires(1, num_positions=1280, rate=0.04))
+    return path
+
+
+@pytest.fixture
+def path(original, tmp_path):
+    return shutil.copytree(original, tmp_path / "store")
+
+
+def refuse(*args, **kwargs):
+    raise AssertionError("computed again")
+
+
+def used(path):
+    """Return all that is read of a store by way of derived arrays."""
+    store = open_store(path)
+    chosen = [Selector(store, CONFIG).select("sae", latent) for latent in (15, 20)]
+    assert {one.status for one in chosen} == {"ok"}
+    blocks = [(block.tokens, block.positions, block.documents) for one in chosen for block in (one.positives, one.negatives)]
+    segments = store.segments
+    arrays = [store.tokens, store.context_lengths, segments.document, segments.start, segments.stop, *sum(blocks, ())]
+    return [np.array(array) for array in arrays]
+
+
+def assert_same(left, right):
+    for one, other in zip(left, right, strict=True):
+        assert one.dtype == other.dtype
+        np.testing.assert_array_equal(one, other)
+
+
+def folders(path):
+    return sorted(folder.name.rsplit("-", 1)[0] for folder in (path / "derived").iterdir())
+
+
+def test_the_next_process_maps_what_the_first_computed(path, monkeypatch):
+    computed = used(path)
+    assert folders(path) == ["corpus-v1", "windows-v1-w8-m4"]
+    monkeypatch.setattr(Store, "_read_corpus", refuse)
+    monkeypatch.setattr("autointerp.examples.windows.build_grid", refuse)
+    assert_same(used(path), computed)
+    store = open_store(path)
+    assert type(store.tokens) is np.ndarray and not store.tokens.flags.writeable
+    with pytest.raises(AssertionError, match="computed again"):
+        Selector(store, SelectionConfig(window=16)).select("sae", 15)
+
+
+def test_small_stores_keep_nothing(path, monkeypatch):
+    computed = used(path)
+    shutil.rmtree(path / "derived")
+    monkeypatch.setattr("autointerp.store.reader.MIN_DERIVED_POSITIONS", 1 << 19)
+    assert_same(used(path), computed)
+    assert not (path / "derived").exists()
+
+
+@pytest.mark.parametrize("fault", ["missing", "short", "long", "no index", "no json", "other key", "other format"])
+def test_what_does_not_belong_is_made_again(path, fault):
+    computed = used(path)
+    for folder in (path / "derived").iterdir():
+        array, index = sorted(folder.glob("*.npy"))[-1], folder / "index.json"
+        match fault:
+            case "missing":
+                array.unlink()
+            case "short":
+                array.write_bytes(array.read_bytes()[:-1])
+            case "long":
+                array.write_bytes(array.read_bytes() + b"\0")
+            case "no index":
+                index.unlink()
+            case "no json":
+                index.write_text("{")
+            case "other key":
+                index.write_text(index.read_text().replace('"key": "sha256:', '"key": "sha256:0'))
+            case "other format":
+                array.write_bytes(bytes(array.stat().st_size))
+    assert_same(used(path), computed)
+    assert folders(path) == ["corpus-v1", "windows-v1-w8-m4"]
+    assert verify_contents(path) == []
+
+
+def test_a_store_that_cannot_be_written_to_is_read(path):
+    computed = used(path)
+    shutil.rmtree(path / "derived")
+    (path / "derived").write_text("in the way")
+    assert_same(used(path), computed)
+    assert (path / "derived").read_text() == "in the way"
+
+
+def test_other_tokens_have_other_arrays_and_take_the_place_of_the_former(path, tmp_path):
+    used(path)
+    small_store(tmp_path / "grown", random_fires(1, num_positions=1600, rate=0.04))
+    expected = used(tmp_path / "grown")
+    assert len(expected[0]) == 1600
+    shutil.rmtree(tmp_path / "grown" / "derived")
+    shutil.copytree(path / "derived", tmp_path / "grown" / "derived")
+    assert_same(used(tmp_path / "grown"), expected)
+    assert folders(tmp_path / "grown") == ["corpus-v1", "windows-v1-w8-m4"]
+    assert {f.name for f in (path / "derived").iterdir()}.isdisjoint(f.name for f in (tmp_path / "grown" / "derived").iterdir())
+
+
+def test_threads_and_stores_that_compute_the_same_at_once(path):
+    with ThreadPoolExecutor(6) as pool:
+        results = list(pool.map(used, [path] * 12))
+    for found in results[1:]:
+        assert_same(found, results[0])
+    assert folders(path) == ["corpus-v1", "windows-v1-w8-m4"]
+    assert verify_contents(path) == []
+
+
+def test_leftovers_of_a_killed_writer_are_cleared(path):
+    used(path)
+    leftover = path / "derived" / ".tmp-1-abc"
+    leftover.mkdir()
+    (leftover / "tokens.npy").write_bytes(b"half")
+    clean(path)
+    assert folders(path) == ["corpus-v1", "windows-v1-w8-m4"]
+
+
+def test_verify_tells_a_flipped_byte(path):
+    used(path)
+    assert verify_contents(path) == []
+    [array] = path.glob("derived/corpus-*/tokens.npy")
+    data = bytearray(array.read_bytes())
+    data[-1] ^= 1
+    array.write_bytes(data)
+    [problem] = verify_contents(path)
+    assert "tokens.npy is not as it was written; remove" in problem
+
+
+def test_object_arrays_are_never_loaded(tmp_path):
+    with pytest.raises(ValueError, match="allow_pickle=False"):
+        write_derived(tmp_path, "a", "sha256:1", {"x": np.array([{}], object)})
+    assert not list((tmp_path / "derived").iterdir())
+    assert read_derived(tmp_path, "a", "sha256:1") is None
+    assert write_derived(tmp_path, "a", "sha256:1", {"x": np.arange(3), "empty": np.zeros(0)})
+    found = read_derived(tmp_path, "a", "sha256:1")
+    assert found["x"].tolist() == [0, 1, 2] and len(found["empty"]) == 0
+    assert read_derived(tmp_path, "a", "sha256:2") is None
