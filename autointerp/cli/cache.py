@@ -42,6 +42,7 @@ from autointerp.errors import ConfigError
     metavar="[GLOB]",
     help="Only list where the subject can be read: 'layers.*.mlp@in'.",
 )
+@click.option("--plan", "only_plan", is_flag=True, help="Only say what it would take: disk of the runs and the store, time.")
 @settings_options
 def command(
     config_file: Path | None,
@@ -51,6 +52,7 @@ def command(
     controls: tuple[str, ...],
     keep_columns: str | None,
     list_hookpoints: str | None,
+    only_plan: bool,
     **flags: Any,
 ) -> None:
     r"""Run a subject model over a corpus and record where each latent fires.
@@ -75,7 +77,7 @@ def command(
     A coder's hookpoint (MODULE.PATH@in or @out) is read from its files where they say it; @@HOOKPOINT states it.
     The same command resumes after a kill; with one more --coder it adds that coder to a finished store.
     """
-    from autointerp.jobs.cache import CacheConfig, cache
+    from autointerp.jobs.cache import CacheConfig, cache, plan_cache
 
     if list_hookpoints is not None:
         _list_hookpoints(subject, list_hookpoints)
@@ -94,7 +96,8 @@ def command(
         flags["subject"] = str(bundled_source(subject))
         flags["out"] = flags["out"] or Path("cache") / Path(subject.removeprefix("bundled:")).name
     values = resolve("cache", config_file, settings, flags)
-    click.echo(f"store: {cache(CacheConfig.parse(values, where='cache'))}")
+    config = CacheConfig.parse(values, where="cache")
+    click.echo(plan_cache(config).text() if only_plan else f"store: {cache(config)}")
 
 
 def _coder(text: str) -> dict[str, str]:

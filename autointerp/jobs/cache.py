@@ -7,10 +7,9 @@ the first one stopped, adds the coders that a finished store lacks, or leaves it
 from __future__ import annotations
 
 import logging
-import shutil
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from itertools import chain, islice
 from pathlib import Path
@@ -23,13 +22,14 @@ from autointerp.coders.inputs import Matched
 from autointerp.coders.load import load_coder
 from autointerp.coders.random_coder import random_coder
 from autointerp.config import RUNTIME, Config
-from autointerp.errors import ConfigError, IdentityError, InputError, Interrupted, ResourceError
+from autointerp.errors import ConfigError, IdentityError, InputError, Interrupted
 from autointerp.files import read_json
 from autointerp.jobs.coder_checks import absurd
 from autointerp.jobs.controls import RANDOM_CODER, REINIT_MATCHED, Control, parse_controls
 from autointerp.jobs.signals import StopFlag, listening
 from autointerp.jobs.token_progress import TokenProgress
 from autointerp.store.corpus import tokens_digest
+from autointerp.store.disk import DiskPlan, check_disk, plan_disk, size_text
 from autointerp.store.layout import MANIFEST, STATE, TOKENIZER, check_coder_names, coder_file
 from autointerp.store.manifest import CoderRecord, Identity, Manifest, check_identity, read_coder, read_manifest
 from autointerp.store.reader import open_store
@@ -51,8 +51,6 @@ _CONTROL_CONTEXTS = 32
 """Contexts on which what a control must match is measured."""
 _BATCHES_PER_GROUP = 16
 """Batches whose contexts are sorted by length together."""
-_BYTES_PER_ACTIVATION = 9.0
-"""Disk at the worst moment: a spilled run (about 6 bytes) and the merged part (about 3) side by side."""
 
 
 class CoderConfig(Config):
@@ -120,6 +118,50 @@ def cache(config: CacheConfig | Mapping[str, Any]) -> Path:
         return _Job(config, stop).run()
 
 
+@dataclass(frozen=True, kw_only=True)
+class CachePlan:
+    """What a call of :func:`cache` would take."""
+
+    coders: tuple[str, ...]
+    """The coders that are not in the store yet, controls among them."""
+    num_tokens: int | None
+    """Corpus tokens; None: all that the corpus has, which is not known before it is read."""
+    l0: float
+    """Expected activations per token, of `coders` together."""
+    tokens_per_s: float
+    """Measured on the first contexts: subject and encoding, without writing."""
+    disk: DiskPlan | None
+    """None where `num_tokens` is."""
+
+    def text(self) -> str:
+        """Return the plan in a few lines."""
+        if not self.coders:
+            return "all of this is in the store already; nothing to do"
+        lines = [f"coders: {', '.join(self.coders)}; about {self.l0:.0f} activations per token"]
+        if self.num_tokens is None or self.disk is None:
+            return "\n".join([*lines, "disk and time: not known without a number of tokens; give one with --tokens"])
+        disk = self.disk
+        return "\n".join(
+            [
+                *lines,
+                f"{self.num_tokens:,} tokens, {self.num_tokens * self.l0:,.0f} activations",
+                f"disk: {size_text(disk.spill_bytes)} of runs, {size_text(disk.final_bytes)} in the end, "
+                f"{size_text(disk.peak_bytes)} at the most",
+                f"time: about {self.num_tokens / self.tokens_per_s / 60:,.1f} min at {self.tokens_per_s:,.0f} tokens/s",
+            ]
+        )
+
+
+def plan_cache(config: CacheConfig | Mapping[str, Any]) -> CachePlan:
+    """Say what `cache` would take, from the first contexts of the corpus; nothing is written.
+
+    Raises: as :func:`cache`, for what is known before the first run.
+    """
+    if not isinstance(config, CacheConfig):
+        config = CacheConfig.parse(config, where="cache")
+    return _Job(config, StopFlag()).plan()
+
+
 class _Job:
     """One call of :func:`cache`."""
 
@@ -151,6 +193,27 @@ class _Job:
         self._readings = {coder.name: reading_of(coder, self._subject) for coder in config.coders}
         self._records = {name: _record(reading, self._subject) for name, reading in self._readings.items()}
 
+    def plan(self) -> CachePlan:
+        path = self._config.out.expanduser()
+        contexts = list(islice(self._corpus.contexts(), _CONTROL_CONTEXTS))
+        self._add_controls(path, contexts)
+        recorder = self._recorder(self._readings)
+        l0 = self._expected_l0(recorder, contexts[:_PROBE_CONTEXTS])  # also the first, slow pass
+        started, num_tokens = time.perf_counter(), 0
+        for tokens, found in recorder.batches(contexts):
+            num_tokens += tokens
+            for _ in found:  # encodes
+                pass
+        seconds = time.perf_counter() - started
+        there = _coders_there(path)
+        return CachePlan(
+            coders=tuple(name for name in l0 if name not in there),
+            num_tokens=self._config.corpus.num_tokens,
+            l0=sum(value for name, value in l0.items() if name not in there),
+            tokens_per_s=num_tokens / seconds,
+            disk=self._disk(path, l0),
+        )
+
     def run(self) -> Path:
         path = self._config.out.expanduser()
         self._check_corpus_of_unfinished(path)
@@ -160,7 +223,9 @@ class _Job:
         recorder = self._recorder(self._readings)
         self._check_coders(path, first[:_PROBE_CONTEXTS])
         l0 = self._expected_l0(recorder, first[:_PROBE_CONTEXTS])
-        self._check_disk(path, l0)
+        disk = self._disk(path, l0)
+        if disk is not None:
+            check_disk(path, disk)
         with StoreWriter.create_or_resume(
             path,
             identity=self._identity(),
@@ -305,19 +370,13 @@ class _Job:
             l0 = {name: l0.get(name, max(1.0, totals[name] / num_tokens)) for name in self._records}
         return l0
 
-    def _check_disk(self, path: Path, l0: Mapping[str, float]) -> None:
-        """Raise ResourceError when the store surely will not fit."""
-        num_tokens = self._config.corpus.num_tokens
-        there = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
-        free = shutil.disk_usage(there).free
-        if num_tokens is None or (path / MANIFEST).exists():
-            return
-        need = num_tokens * (4 + _BYTES_PER_ACTIVATION * sum(l0.values()))
-        if need > free:
-            raise ResourceError(
-                f"{path} needs about {need / 1e9:.1f} GB for {num_tokens:,} tokens at {sum(l0.values()):.0f} activations "
-                f"per token, and {there} has {free / 1e9:.1f} GB free; cache fewer tokens or choose another disk with --out"
-            )
+    def _disk(self, path: Path, l0: Mapping[str, float]) -> DiskPlan | None:
+        """Return what is still to be written; None when the number of tokens is not known."""
+        num_tokens, there = self._config.corpus.num_tokens, _coders_there(path)
+        if num_tokens is None:
+            return None
+        missing = {name: value for name, value in l0.items() if name not in there}
+        return plan_disk(num_tokens, missing, has_corpus=bool(there))
 
     def _identity(self) -> Identity:
         corpus = self._config.corpus
@@ -409,6 +468,11 @@ def _check_not_imported(path: Path) -> None:
             f"{path} was imported from {origin}, which does not record the subject's weights, so no coder and no control can "
             "be added to it; cache the corpus into another folder"
         )
+
+
+def _coders_there(path: Path) -> set[str]:
+    """Return the coders of the finished store, if there is one."""
+    return set(read_manifest(path).extent.coders) if (path / MANIFEST).exists() else set()
 
 
 def _recorded_k(path: Path, name: str) -> int | None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from autointerp.errors import ResourceError
+from autointerp.store.layout import BUILDING, MANIFEST
 
 BYTES_PER_SPILLED = 3.4
 """Of float16 values, measured on random positions and values; float32 takes 2 more, real text less."""
@@ -28,15 +29,18 @@ class DiskPlan:
     """The most at any time: runs not merged yet and parts merged already."""
 
 
-def plan_disk(num_tokens: int, l0_per_coder: Mapping[str, float], *, is_float32: bool = False) -> DiskPlan:
+def plan_disk(
+    num_tokens: int, l0_per_coder: Mapping[str, float], *, has_corpus: bool = False, is_float32: bool = False
+) -> DiskPlan:
     """Estimate the disk for caching `num_tokens`, from the expected activations per token of each coder.
 
+    `has_corpus`: the tokens are there already, as when coders are added to a finished store.
     `is_float32` is for coders whose values leave the normal range of float16.
     """
     extra = BYTES_FLOAT32 if is_float32 else 0.0
     spills = [num_tokens * l0 * (BYTES_PER_SPILLED + extra) for _, l0 in sorted(l0_per_coder.items())]
     finals = [num_tokens * l0 * (BYTES_PER_STORED + extra) for _, l0 in sorted(l0_per_coder.items())]
-    tokens = num_tokens * BYTES_PER_TOKEN
+    tokens = 0.0 if has_corpus else num_tokens * BYTES_PER_TOKEN
     # A coder's runs are deleted when its parts are committed, so both are there for one coder at a time.
     moments = [sum(spills[idx:]) + sum(finals[: idx + 1]) for idx in range(len(spills))]
     return DiskPlan(
@@ -47,23 +51,25 @@ def plan_disk(num_tokens: int, l0_per_coder: Mapping[str, float], *, is_float32:
 
 
 def check_disk(path: Path, plan: DiskPlan) -> None:
-    """Compare a plan with the free space where a store is to be written; what is there of it already counts.
+    """Compare a plan with the free space where a store is to be written; what an unfinished build wrote of it counts.
 
     Raises: ResourceError when the space will not suffice.
     """
-    there = sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) if path.is_dir() else 0
+    built = path / BUILDING if (path / MANIFEST).exists() else path
+    there = sum(file.stat().st_size for file in built.rglob("*") if file.is_file())
     folder = path.absolute()
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free
     if plan.peak_bytes > free + there:
         raise ResourceError(
-            f"caching to {path} takes about {_size(plan.peak_bytes)} at its peak, {_size(plan.final_bytes)} in the end, and "
-            f"{_size(free)} are free; free some space, use fewer tokens, or choose another disk with --out"
+            f"caching to {path} takes about {size_text(plan.peak_bytes)} at its peak, {size_text(plan.final_bytes)} in the "
+            f"end, and {size_text(free)} are free; free some space, use fewer tokens, or choose another disk with --out"
         )
 
 
-def _size(num_bytes: float) -> str:
+def size_text(num_bytes: float) -> str:
+    """Return a number of bytes as people say it, such as ``1.2 GB``; powers of ten."""
     for unit in ("B", "kB", "MB", "GB"):
         if num_bytes < 1000:
             return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"

@@ -20,8 +20,8 @@ from autointerp.errors import StoreError
 from autointerp.store.latents import Summary, latents_table, summarise, summarise_stream
 from autointerp.store.layout import FileEntry, activations_part, merged_part, run_folder
 from autointerp.store.parquet import (
-    ACTIVATION_ENCODING,
     ParquetSink,
+    activation_encoding,
     iterate_tables,
     open_parquet,
     parquet_sink,
@@ -159,7 +159,8 @@ def _merge_part(
     schema = activations_schema(spilled.dtype)
     summaries = []
     file = path / activations_part(coder, part)
-    with parquet_sink(file, schema, encoding=ACTIVATION_ENCODING, statistics=["latent", "position"]) as sink:
+    encoding = activation_encoding(spilled.dtype)
+    with parquet_sink(file, schema, encoding=encoding, statistics=["latent", "position"]) as sink:
         rows = _RowGroups(sink, options.row_group_rows)
         for start, stop in cut(spilled.counts[low:high], options.range_rows):
             summaries.append(_merge_range(spilled, rows, options, low=low + start, high=low + stop))

@@ -18,7 +18,7 @@ from autointerp.config import Config
 from autointerp.errors import InputError, StoreError
 from autointerp.files import read_json
 from autointerp.store.layout import FileEntry, run_folder, run_marker
-from autointerp.store.parquet import ACTIVATION_ENCODING, parquet_sink
+from autointerp.store.parquet import activation_encoding, parquet_sink
 
 BYTES_PER_ACTIVATION = 64
 """Memory per buffered activation, at the worst moment: keys and values twice, their order, and as much again for what malloc,
@@ -175,9 +175,8 @@ class RunBuffer:
             raise InputError(f"coder {coder!r} gave two activations of one latent at one position; expected one")
         position_bits, position_mask = np.uint64(self._position_bits), np.uint64((1 << self._position_bits) - 1)
         name = f"run-{run:05d}-{len(self._files[coder]):03d}.parquet"
-        with parquet_sink(
-            self._path / run_folder(coder) / name, run_schema(dtype), encoding=ACTIVATION_ENCODING, with_digest=False
-        ) as sink:
+        file, encoding = self._path / run_folder(coder) / name, activation_encoding(dtype)
+        with parquet_sink(file, run_schema(dtype), encoding=encoding, with_digest=False) as sink:
             for start in range(0, len(keys), _ROW_GROUP_ROWS):
                 rows = slice(start, start + _ROW_GROUP_ROWS)
                 columns = [

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from autointerp.coders.load import load_coder
 from autointerp.errors import ConfigError, IdentityError, InputError, Interrupted, ResourceError
 from autointerp.jobs import cache as module
-from autointerp.jobs.cache import CacheConfig, cache
+from autointerp.jobs.cache import CacheConfig, cache, plan_cache
 from autointerp.store.reader import open_store
 from tests.tiny import TEXTS, tiny_sparsify, tiny_subject
 
@@ -352,9 +352,26 @@ class TestRefusal:
     def test_a_disk_that_is_too_small(self, refused):
         refused(
             ResourceError,
-            r"needs about .* GB for 100,000,000,000,000 tokens at 7 activations per token",
+            r"takes about .* TB at its peak, .* TB in the end, and .* are free; .* choose another disk with --out",
             corpus={"num_tokens": 10**14},
         )
+
+    def test_a_plan_foresees_the_disk_and_writes_nothing(self, settings, tiny_sae):
+        config = settings(corpus={"num_tokens": 2000}, contexts_per_run=None)
+        plan = plan_cache(config)
+        assert plan_cache(settings()).text().endswith("not known without a number of tokens; give one with --tokens")
+        assert not config.out.exists()
+        assert plan.coders == ("sae", "transcoder") and plan.num_tokens == 2000
+        store = open_store(cache(config))
+        found = sum(int(store.coder(name).latents["count"].sum()) for name in store.coder_names)
+        assert plan.l0 * 2000 == pytest.approx(found, rel=0.1)
+        assert plan_cache(config).text() == "all of this is in the store already; nothing to do"
+        more = settings(
+            corpus={"num_tokens": 2000}, coders=[*config.model_dump()["coders"], {"name": "again", "source": str(tiny_sae)}]
+        )
+        added = plan_cache(more)
+        assert added.coders == ("again",) and added.disk is not None and plan.disk is not None
+        assert added.disk.final_bytes < plan.disk.final_bytes - 4 * 2000  # the tokens are there
 
     def test_configurations(self, settings):
         with pytest.raises(ConfigError, match=r"unknown key 'token_filtr'; did you mean 'token_filter'\?"):
