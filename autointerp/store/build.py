@@ -12,7 +12,7 @@ import pyarrow as pa
 from autointerp import __version__
 from autointerp.config import Config
 from autointerp.errors import ConfigError, IdentityError, InputError, StoreError
-from autointerp.files import TEMPORARY_PREFIX, read_json, write_json
+from autointerp.files import TEMPORARY_PREFIX, read_sealed, write_json, write_sealed
 from autointerp.store.corpus import documents_schema
 from autointerp.store.latents import LATENTS
 from autointerp.store.layout import (
@@ -183,7 +183,7 @@ def open_build(path: Path, wanted: BuildState) -> tuple[BuildState | None, Manif
     Raises: IdentityError when what is there was made from other inputs; StoreError when it is no store.
     """
     manifest = read_manifest(path) if (path / MANIFEST).exists() else None
-    state = BuildState.parse(read_json(path / STATE), where=str(path / STATE)) if (path / STATE).exists() else None
+    state = BuildState.parse(read_sealed(path / STATE), where=str(path / STATE)) if (path / STATE).exists() else None
     if manifest is None and state is None:
         for folder in ("tokens", "documents", "coders"):
             if (path / folder).exists():
@@ -210,7 +210,7 @@ def _begin(path: Path, state: BuildState) -> BuildState:
     # A build that was finished and not quite cleaned up must not lend this one its markers; its state goes first.
     (path / STATE).unlink(missing_ok=True)
     remove_building(path, keep_lock=True)
-    write_json(path / STATE, state.model_dump(mode="json"))
+    write_sealed(path / STATE, state.model_dump(mode="json"))
     return state
 
 
@@ -268,15 +268,15 @@ def merge_coder(
             num_parts=len(parts),
             dtype=spilled.dtype.name,
         )
-        write_json(marker, MergedCoder(extent=extent, files=files).model_dump(mode="json"))
+        write_sealed(marker, MergedCoder(extent=extent, files=files).model_dump(mode="json"))
     shutil.rmtree(path / run_folder(coder), ignore_errors=True)
-    return MergedCoder.parse(read_json(marker), where=str(marker))
+    return MergedCoder.parse(read_sealed(marker), where=str(marker))
 
 
 def _join_latents(path: Path, coder: str, *, num_parts: int) -> FileEntry:
     with parquet_sink(path / latents_file(coder), LATENTS, statistics=True) as sink:
         for part in range(num_parts):
-            for table in iterate_tables(path / merged_part(coder, part)):
+            for table in iterate_tables(path / merged_part(coder, part), schema=LATENTS):
                 sink.add(table.replace_schema_metadata(sink.schema.metadata))
     assert sink.entry is not None
     return sink.entry

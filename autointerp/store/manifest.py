@@ -15,7 +15,7 @@ from pydantic import Field
 from autointerp.config import Config
 from autointerp.digest import digest
 from autointerp.errors import ConfigError, IdentityError, StoreError
-from autointerp.files import read_json
+from autointerp.files import read_json, read_sealed
 from autointerp.store.layout import BUILDING, MANIFEST, SCHEMA_VERSION, FileEntry, coder_file
 
 
@@ -219,7 +219,7 @@ def read_manifest(path: Path) -> Manifest:
             num_runs = len(list((path / BUILDING / "runs").glob("run-*.json")))
             raise StoreError(f"{path} is not finished ({num_runs} runs are there); run the same cache command again")
         raise StoreError(f"{path} holds no store: {MANIFEST} does not exist; make one with the cache command")
-    values = read_json(file)
+    values = read_sealed(file)
     version = values.get("schema_version") if isinstance(values, dict) else None
     if not isinstance(version, int):
         raise StoreError(f"{file} is not the manifest of a store: it has no schema_version")

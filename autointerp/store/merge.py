@@ -27,7 +27,7 @@ from autointerp.store.parquet import (
     parquet_sink,
     write_table,
 )
-from autointerp.store.runs import Run, RunFile, check_rows, sort_by_key
+from autointerp.store.runs import Run, RunFile, check_rows, run_schema, sort_by_key
 
 BYTES_PER_MERGED = 128
 """Memory per activation of a range while it is merged."""
@@ -77,7 +77,7 @@ class SpilledCoder:
     def _open(self, folder: Path, file: RunFile, *, start: int) -> _Spilled:
         path = folder / file.name
         first, num_rows = [], 0
-        for table in iterate_tables(path, ["latent"]):
+        for table in iterate_tables(path, ["latent"], schema=run_schema(np.dtype(file.dtype))):
             latents = table["latent"].to_numpy()
             first.append(latents[0])
             num_rows += len(latents)

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from autointerp.config import Config
 from autointerp.errors import InputError, StoreError
-from autointerp.files import read_json
+from autointerp.files import read_sealed
 from autointerp.store.layout import FileEntry, run_folder, run_marker
 from autointerp.store.parquet import activation_encoding, parquet_sink
 
@@ -68,7 +68,7 @@ def read_runs(path: Path) -> list[Run]:
     """Return the committed runs of the store being written at `path`, in order."""
     runs: list[Run] = []
     while (marker := path / run_marker(len(runs))).exists():
-        runs.append(Run.parse(read_json(marker), where=str(marker)))
+        runs.append(Run.parse(read_sealed(marker), where=str(marker)))
     return runs
 
 

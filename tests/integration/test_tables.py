@@ -18,6 +18,7 @@ from autointerp.coders.load import load_coder
 from autointerp.errors import ConfigError, IdentityError, InputError, StoreError
 from autointerp.examples.negatives import NEGATIVES
 from autointerp.examples.selection import SelectionConfig
+from autointerp.files import read_sealed, write_sealed
 from autointerp.jobs.cache import cache
 from autointerp.jobs.explain import ExplainConfig
 from autointerp.jobs.rerun import rerun
@@ -296,7 +297,7 @@ def _rewrite(file, column, change):
 
 def _trust(path, file):
     """Put a file's present content into the manifest."""
-    manifest = json.loads((path / "manifest.json").read_text())
+    manifest = read_sealed(path / "manifest.json")
     name = file.relative_to(path).as_posix()
     manifest["files"][name] = file_entry(file, num_rows=manifest["files"][name]["num_rows"]).model_dump(mode="json")
-    (path / "manifest.json").write_text(json.dumps(manifest))
+    write_sealed(path / "manifest.json", manifest)
