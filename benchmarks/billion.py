@@ -350,7 +350,7 @@ def main() -> None:
     print(text)
     (bench.folder / "report.md").write_text(text + "\n")
     if args.write:
-        print(write_report("billion-interrupted" if args.interrupt else "billion", text))
+        print(write_report("billion", text, suffix="-interrupted" if args.interrupt else ""))
 
 
 if __name__ == "__main__":
