@@ -107,7 +107,7 @@ def read_json(path: Path) -> Any:
     except FileNotFoundError:
         raise StoreError(f"{path} does not exist") from None
     except orjson.JSONDecodeError as error:
-        raise StoreError(f"{path} is not valid JSON ({error}); it was damaged after it was written") from error
+        raise StoreError(f"{path} is not valid JSON ({error}); it is damaged, restore it or make it again") from error
 
 
 def clear_temporary(folder: Path) -> int:

@@ -241,13 +241,17 @@ def measure(bench: Bench, *, tokens: int, budget: str | None) -> list[str]:
     size, disk = disk_bytes(store), steps["build"]["peak_disk"]
     parts = disk_bytes(store / "coders" / "coder=jumprelu" / "activations")
     limit = steps["build"]["limit_mb"]
+    told = (
+        f"{limit:,.0f} MB for each step, set from outside by a control group"
+        if limit
+        else f"none, since {why_no_limit() or 'none was wanted'}"
+    )
     lines = [
         f"**{num:,} activations** of {width:,} latents on {stored_tokens:,} tokens (L0 {num / stored_tokens:.0f}); "
         f"{found['live']:,} latents fire, the median one {found['median']:,.0f} times, the most frequent {found['most']:,} times. "
         f"{manifest['provenance']['num_runs']} runs, {coder['num_parts']} parts, values in {coder['dtype']}.",
         "",
-        f"Memory limit: {f'{limit:,.0f} MB for each step, set from outside by a control group' if limit else f'none ({why_no_limit()})'}"
-        f"; memory budget of the job: {budget or 'the default, 1 GiB'}.",
+        f"Memory limit: {told}; memory budget of the job: {budget or 'the default, 1 GiB'}.",
         "",
         "| step | seconds | CPU-s | anonymous memory, peak MB | with page cache, peak MB | rate | load |",
         "|---|---|---|---|---|---|---|",

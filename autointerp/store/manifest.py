@@ -153,7 +153,7 @@ class Manifest:
                 files={name: FileEntry.parse(entry, where=where) for name, entry in values["files"].items()},
             )
         except (KeyError, TypeError, AttributeError, ConfigError) as error:
-            raise StoreError(f"{where} is not the manifest of a store ({error}); it was damaged later") from error
+            raise StoreError(f"{where} is not the manifest of a store ({error}); it is damaged, restore it") from error
 
 
 def store_id_of(identity: Identity) -> str:
@@ -205,7 +205,7 @@ def read_coder(path: Path, coder: str) -> CoderRecord:
     try:
         return CoderRecord.parse({key: value for key, value in values.items() if key != "coder_id"}, where=str(file))
     except (AttributeError, ConfigError) as error:
-        raise StoreError(f"{file} is not the record of a coder ({error}); it was damaged after it was written") from error
+        raise StoreError(f"{file} is not the record of a coder ({error}); it is damaged, restore it") from error
 
 
 def read_manifest(path: Path) -> Manifest:
