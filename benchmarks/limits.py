@@ -48,9 +48,9 @@ def why_no_limit() -> str | None:
 
 def run_limited(
     command: Sequence[str], *, limit_bytes: int | None, environment: Mapping[str, str], log: Path, watched: Mapping[str, Path],
-    kill_after_s: float | None = None,
+    kill_after_cpu_s: float | None = None,
 ) -> Used:  # fmt: skip
-    """Run `command` in a control group of its own, its output appended to `log`; SIGKILL it after `kill_after_s`.
+    """Run `command` in a control group of its own, its output appended to `log`; SIGKILL it after so many CPU-s of its own.
 
     With `limit_bytes` None, or where :func:`why_no_limit` says so, without a limit.
     """
@@ -68,7 +68,7 @@ def run_limited(
             process = subprocess.Popen([*enter, *command], stdout=output, stderr=output, env=dict(environment))
             looks = 0
             while process.poll() is None:
-                if kill_after_s is not None and time.monotonic() - started > kill_after_s:
+                if kill_after_cpu_s is not None and _cpu_seconds(process.pid) >= kill_after_cpu_s:
                     process.kill()
                 used.anonymous_mb = max(used.anonymous_mb, _anonymous_mb(process.pid))
                 if looks % _LOOKS_PER_DISK == 0:
@@ -87,6 +87,14 @@ def run_limited(
         if group:
             group.rmdir()
     return used
+
+
+def _cpu_seconds(pid: int) -> float:
+    with suppress(OSError):
+        # After the name, which may hold spaces, come the fields from the third on.
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return 0.0
 
 
 def _anonymous_mb(pid: int) -> float:

@@ -41,6 +41,6 @@ def test_a_command_is_measured_and_killed(tmp_path):
     settings = {"limit_bytes": None, "environment": {}, "log": log, "watched": {"out": folder}}
     used = run_limited([sys.executable, "-c", "print('here'); raise SystemExit(3)"], **settings)
     assert used.exit_code == 3 and log.read_text() == "here\n" and used.peak_disk == {"out": 3} and used.limit_mb is None
-    killed = run_limited([sys.executable, "-c", "import time; time.sleep(600)"], **settings, kill_after_s=0.0)
+    killed = run_limited([sys.executable, "-c", "import time; time.sleep(600)"], **settings, kill_after_cpu_s=0.0)
     assert killed.exit_code == -9
     assert disk_bytes(folder) == 3
