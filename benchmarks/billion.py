@@ -204,11 +204,11 @@ class Bench:
         figures: dict[str, Any] = json.loads(record.read_text())
         return figures
 
-    def killed(self, step: str, command: list[str], seconds: float) -> bool:
-        """Run a command and kill it after `seconds`; return whether it still ran then."""
+    def killed(self, step: str, command: list[str], cpu_s: float) -> bool:
+        """Run a command and kill it after so many CPU-s, whatever else the machine does; return whether it still ran then."""
         log = self.folder / f"{step}.log"
         used = run_limited(
-            command, limit_bytes=self._limit, environment=self._environment, log=log, watched={}, kill_after_s=seconds
+            command, limit_bytes=self._limit, environment=self._environment, log=log, watched={}, kill_after_cpu_s=cpu_s
         )
         if used.exit_code not in (0, -9):
             raise SystemExit(f"{step} ended with exit code {used.exit_code}; see {log}:\n{log.read_text()[-2000:]}")
@@ -285,14 +285,13 @@ def interrupt(bench: Bench, *, tokens: int, seed: int) -> list[str]:
     shutil.rmtree(other, ignore_errors=True)
     draw, moments, command = random.Random(seed), [], cache_command(bench.inputs, other, tokens=tokens, budget=budget)
     while len(moments) < KILLS:
-        # Each life is drawn from a third of the whole, so that five lives rarely see the end.
-        seconds = draw.uniform(0, figures["seconds"] / 3)
-        if bench.killed("interrupted", command, seconds):
+        # So long that most lives get beyond loading, so short that five rarely see the end.
+        cpu_s = draw.uniform(0.2, 0.5) * figures["cpu_seconds"]
+        if bench.killed("interrupted", command, cpu_s):
             at = "merging" if (other / "building" / "corpus.json").exists() else "spilling"
             runs = len(list((other / "building" / "runs").glob("run-*.json")))
-            moments.append(
-                f"after {seconds:.1f} s {at} ({runs} runs committed)" if other.exists() else f"after {seconds:.1f} s"
-            )
+            what = f"{at} with {runs} runs committed" if other.exists() else "loading"
+            moments.append(f"after {cpu_s:.1f} CPU-s, {what}")
         else:
             shutil.rmtree(other)  # it ended before its last kill: from the start again
             moments = []
@@ -306,7 +305,7 @@ def interrupt(bench: Bench, *, tokens: int, seed: int) -> list[str]:
     return [
         "## Interrupted",
         "",
-        f"{num:,} activations on {tokens:,} tokens in {runs} runs (budget {budget}), {figures['seconds']:.0f} s when left alone. "
+        f"{num:,} activations on {tokens:,} tokens in {runs} runs (budget {budget}), {figures['cpu_seconds']:.0f} CPU-s when left alone. "
         f"Built again and killed by SIGKILL {KILLS} times: {'; '.join(moments)}. All {len(names)} parquet files hold the same rows.",
     ]
 
