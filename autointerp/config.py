@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Self
 
@@ -61,6 +62,42 @@ def _sentence(cls: type[BaseModel], error: ValidationError, where: str) -> str:
     if first["type"] == "missing":
         return f"{where} lacks the key {key!r}"
     return f"{where}: {key} = {first.get('input')!r} cannot be used: {first['msg']}"
+
+
+def build_method(kind: str, name: str, registry: Mapping[str, str], options: Mapping[str, Any]) -> Any:
+    """Return the explainer or scorer `name` of a registry, or ``module:Class``, with `options`.
+
+    ``name:NUMBER`` sets the option that the class calls its `argument`, such as ``best_of:8``.
+
+    Raises: ConfigError when there is none, or an option is unknown.
+    """
+    short, _, argument = name.partition(":")
+    has_number = argument.isdecimal()
+    target = registry.get(short if has_number else name, name)
+    module, colon, attribute = target.partition(":")
+    if not colon or attribute.isdecimal():
+        raise ConfigError(f"there is no {kind} {name!r}; {nearest(name, registry)} (or module:Class of your own)")
+    try:
+        found = getattr(import_module(module), attribute)
+    except ModuleNotFoundError as error:
+        if error.name is None or not (module == error.name or module.startswith(error.name + ".")):
+            raise
+        raise ConfigError(f"the {kind} {name!r} cannot be loaded: there is no module {module!r}") from None
+    except AttributeError:
+        raise ConfigError(f"the {kind} {name!r} cannot be loaded: {module} has no {attribute!r}") from None
+    if has_number:
+        key = getattr(found, "argument", None)
+        if key is None:
+            raise ConfigError(f"the {kind} {short!r} takes no number, {name!r} given; write {short!r}")
+        if options.get(key, int(argument)) != int(argument):
+            raise ConfigError(f"the {kind} {name!r} and its option {key} = {options[key]!r} contradict each other; give one")
+        options = {**options, key: int(argument)}
+    config_class = getattr(found, "Config", None)
+    if config_class is not None:
+        return found(config_class.parse(options, where=f"the options of {kind} {name!r}"))
+    if options:
+        raise ConfigError(f"the {kind} {name!r} takes no options, {', '.join(sorted(options))} given")
+    return found()
 
 
 def read_toml(path: Path) -> dict[str, Any]:

@@ -91,6 +91,12 @@ class Needs:
     prompt_logprobs: bool = False
     embedder: bool = False
     subject: bool = False
+    logits: bool = False
+    """Explainers: the tokens that each latent promotes, from a table of the store."""
+    validate: int = 0
+    """Explainers: most activating, and most silent, windows of the validate pool."""
+    judge: Needs | None = None
+    """Explainers that have candidates judged: what they need of the judge."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +107,8 @@ class Resources:
     seed: int
     engine: Engine | None = None
     """The explainer's engine for explainers, the judge for scorers."""
+    judge: Engine | None = None
+    """For explainers that have candidates judged: who judges; None = `engine`."""
     embedder: Embedder | None = None
 
 
@@ -116,7 +124,9 @@ class Explainer(Protocol):
     async def explain(self, latent: LatentExamples, resources: Resources, /) -> Sequence[Explanation]:
         """Return at least one row, with a status for whatever went wrong.
 
-        `explainer_id` and `explanation_id` of the rows are left empty; the runner fills them in. `latent.status` is ``ok``.
+        `explainer_id` and `explanation_id` of the rows are left empty; the runner fills them in, and in `parent_ids` the id of
+        the row of sample K for ``sample:K``. With several rows, each has its own `sample`; those that are not to be scored have
+        a status other than ``ok``. `latent.status` is ``ok``.
         Raises LLMError when the engine gave up; the runner makes that a ``no_reply`` row.
         """
 

@@ -135,6 +135,12 @@ class LatentExamples:
     """Score pool, activating (50 by default), stratified by quantile."""
     negatives: Examples
     """Score pool, silent (50 by default), every row with its source."""
+    validate_positives: Examples = field(default_factory=lambda: Examples.empty(0))
+    """Validate pool, activating, stratified by quantile; empty but for explainers that choose between candidates."""
+    validate_negatives: Examples = field(default_factory=lambda: Examples.empty(0))
+    """Validate pool, silent; as above."""
+    promoted: tuple[int, ...] | None = None
+    """Tokens that the latent promotes, the most promoted first; None but for explainers that show them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,6 +168,14 @@ class Explanation:
     output_tokens: int = 0
     density: float | None = None
     """Share of corpus tokens the latent fires on, so that coverage by density needs no store."""
+    candidate: str | None = None
+    """What it said, of an explanation that was not chosen; `text` is null and the status ``not_applicable`` then."""
+    validate_score: float | None = None
+    """What it scored on the validate pool, where candidates are chosen by that."""
+    judge: str | None = None
+    """Model that scored it there."""
+    reason: str | None = None
+    """Why the row is as it is, in words, where the status does not say it."""
     explanation_id: str = ""
     """Digest of (coder, latent, explainer_id, sample, text, rule); filled in by :func:`results.write`."""
 
@@ -231,6 +245,8 @@ class Score:
     num_scored: int
     unscored: Mapping[str, int] = field(default_factory=dict)
     """Examples without a verdict by reason (a subset of `UNSCORED`); with `num_scored` they sum to what was asked."""
+    reason: str | None = None
+    """Why there is no value, in words, where the status does not say it."""
 
 
 @dataclass(frozen=True, kw_only=True)

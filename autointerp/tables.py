@@ -54,6 +54,10 @@ EXPLANATIONS = pa.schema(
         ("prompt_tokens", pa.int64()),
         ("output_tokens", pa.int64()),
         ("density", pa.float64()),
+        ("candidate", pa.string()),
+        ("validate_score", pa.float64()),
+        ("judge", pa.string()),
+        ("reason", pa.string()),
     ]
 )
 
@@ -104,6 +108,7 @@ SCORES = pa.schema(
         ("disjoint", pa.string()),
         ("num_scored", pa.int32()),
         *((f"num_{reason}", pa.int32()) for reason in UNSCORED),
+        ("reason", pa.string()),
     ]
 )
 

@@ -8,7 +8,15 @@ from typing import Any
 
 import click
 
-from autointerp.cli.options import bundled_source, engine_flags, engine_options, resolve, settings_options, stage_options
+from autointerp.cli.options import (
+    EXPLAINERS,
+    bundled_source,
+    engine_flags,
+    engine_options,
+    resolve,
+    settings_options,
+    stage_options,
+)
 
 
 @click.command("explain")
@@ -18,8 +26,7 @@ from autointerp.cli.options import bundled_source, engine_flags, engine_options,
 )
 @click.option(
     "--explainer",
-    help="default, contrastive (an LLM reads highlighted contexts), lexical, single_token or lookup (no LLM) or module:Class.  "
-    "[default: default]",
+    help=EXPLAINERS,
 )
 @click.option(
     "--control/--no-control",
@@ -39,6 +46,9 @@ def command(
     No LLM:          autointerp explain cache/demo --explainer lexical --latents random:300
     A local server:  autointerp explain cache/gpt2 --engine openai:MODEL@http://localhost:8000/v1 --latents all
     More, later:     autointerp explain cache/gpt2 --engine ... --latents random:1000 --out results/gpt2
+    Best of eight:   autointerp explain cache/gpt2 --engine ... --explainer best_of:8 --set judge=openai:OTHER@URL
+
+    best_of and refine let the judge (the engine, unless another is named) choose on windows that are never scored.
 
     Latents: 0-99 | 3,7,9 | random:500 | density:1e-5..1e-2 | all | a list file. Run again with more latents to add to a folder;
     what is there is kept. The same command resumes after a kill, and several of them share the work (--worker 0/4).

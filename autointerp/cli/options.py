@@ -68,6 +68,12 @@ def engine_flags(engine: str | None, flags: dict[str, Any]) -> dict[str, Any]:
     return {"engine": engine, "engine_options": {name: value for name, value in limits.items() if value is not None}}
 
 
+EXPLAINERS = (
+    "With an LLM: default, contrastive, activations_logits, best_of[:DRAWS], refine[:ROUNDS]; without: lexical, single_token, "
+    "lookup; or module:Class.  [default: default]"
+)
+"""Help of ``--explainer``."""
+
 SCORERS = (
     "detection, fuzzing, simulation, surprisal, embedding, intruder, example_embedding, saebench, delphi_detection, "
     "delphi_fuzzing, module:Class, or all whose needs are met; may be repeated.  [default: detection and fuzzing]"

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from autointerp.cli.options import (
+    EXPLAINERS,
     SCORERS,
     bundled_source,
     engine_flags,
@@ -24,7 +25,7 @@ from autointerp.cli.options import (
 @click.option(
     "--out", "results", type=click.Path(path_type=Path), help="The results folder, if there is one.  [default: results/STORE]"
 )
-@click.option("--explainer", help="default, contrastive, lexical, single_token, lookup or module:Class.  [default: default]")
+@click.option("--explainer", help=EXPLAINERS)
 @click.option("--scorer", "scorers", multiple=True, help=SCORERS)
 @click.option("--embedder", metavar="SPEC", help="For scorers that compare texts by embeddings: a name or module:Class.")
 @click.option("--control/--no-control", "control", default=True, help="Count the controls, too.  [default: on]")

@@ -21,7 +21,7 @@ from autointerp.config import Config
 from autointerp.digest import digest, hash64, seed_of
 from autointerp.errors import ConfigError, InputError, StoreError, nearest
 from autointerp.examples.negatives import NEGATIVES, SilentWindows, check_negatives, probe
-from autointerp.examples.pools import EXPLAIN, MIN_EXPLAIN, MIN_SCORE, SCORE, LatentPools, choose_unit
+from autointerp.examples.pools import EXPLAIN, MIN_EXPLAIN, MIN_SCORE, SCORE, VALIDATE, LatentPools, choose_unit
 from autointerp.examples.sampling import Choice, Sampling, rank
 from autointerp.examples.windows import (
     ActivatingWindows,
@@ -41,6 +41,9 @@ from autointerp.records import Examples, LatentExamples, NeighbourKind, Status
 
 _VERSION = 1
 """Part of the selection's identity: raise it when the same settings come to choose other windows."""
+
+
+_BLOCKS = ("explain", "explain_statistics", "explain_negatives", "positives", "negatives")
 
 
 class SelectionConfig(Config):
@@ -144,8 +147,10 @@ class Selector:
                 self._grid = build_grid(self.store, window=self.config.window, min_window=self.config.min_window)
             return self._grid
 
-    def select(self, coder: str, latent: int) -> LatentExamples:
+    def select(self, coder: str, latent: int, *, num_validate: int = 0) -> LatentExamples:
         """Return the examples of one latent, or a status that says why it has none.
+
+        `num_validate`: most activating, and most random silent, windows of the validate pool; they change nothing else.
 
         Raises: InputError when the store has no such coder or the coder no such latent.
         """
@@ -172,10 +177,13 @@ class Selector:
         )
         status, random = self._status(fired, explain, score, to_score)
         if status == "ok":
-            blocks = self._choose(fired, explain, score, to_score, replace(to_score, pool=EXPLAIN), random, reader, seed)
+            blocks: dict[str, Any] = self._choose(
+                fired, explain, score, to_score, replace(to_score, pool=EXPLAIN), random, reader, seed
+            )
+            if num_validate:
+                blocks |= self._validation(fired, replace(to_score, pool=VALIDATE), num_validate, seed)
         else:
-            names = ("explain", "explain_statistics", "explain_negatives", "positives", "negatives")
-            blocks = dict.fromkeys(names, Examples.empty(config.window))
+            blocks = dict.fromkeys(_BLOCKS, Examples.empty(config.window))
         return LatentExamples(
             coder=coder,
             latent=latent,
@@ -231,6 +239,15 @@ class Selector:
         blocks = cut.examples()
         _lend(blocks["negatives"], lenders, reader)
         return blocks
+
+    def _validation(self, fired: _Fired, silent: SilentWindows, num: int, seed: int) -> dict[str, Examples]:
+        active = _ranked(fired, VALIDATE, seed=seed)
+        chosen = Choice(active, parts=self.config.quantiles, seed=seed).take(num)
+        quiet = silent.first(probe(silent, "random"), num, taken=np.zeros(0, np.int64))
+        cut = _Cut(self.store.tokens, self.grid, fired)
+        cut.positives("validate_positives", active, *chosen)
+        cut.negatives("validate_negatives", quiet, ["random"] * len(quiet))
+        return cut.examples()
 
     def _reader(self, name: str) -> tuple[CoderActivations, str]:
         with self._lock:

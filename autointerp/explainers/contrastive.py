@@ -20,6 +20,8 @@ from autointerp.explainers.tokens import count
 from autointerp.protocols import Resources, Vocabulary
 from autointerp.records import Examples, Explanation, LatentExamples
 
+_NO_SILENT = "the explain pool has no silent windows"
+
 
 class ContrastiveConfig(DefaultConfig):
     """How the contrastive explainer asks."""
@@ -46,7 +48,9 @@ class Contrastive(Default):
         """Return one row, ``not_applicable`` when the explain pool has no silent windows; else as the default explainer."""
         if not len(reserved(latent)):
             assert resources.engine is not None
-            return [self._row(latent, resources.engine, None, Shown(windows=())).with_(status="not_applicable")]
+            return [
+                self._row(latent, resources.engine, None, Shown(windows=())).with_(status="not_applicable", reason=_NO_SILENT)
+            ]
         return await super().explain(latent, resources)
 
     def _shown(self, latent: LatentExamples, vocabulary: Vocabulary) -> Shown:

@@ -20,7 +20,7 @@ from autointerp.examples.render import above, highlight, integers, neutralise
 from autointerp.explainers.parse import read_explanation
 from autointerp.prompts import load_prompt
 from autointerp.protocols import Engine, Needs, Resources, Vocabulary
-from autointerp.records import Chat, Explanation, LatentExamples, Reply, Request, Status
+from autointerp.records import Chat, Examples, Explanation, LatentExamples, Reply, Request, Status
 from autointerp.scorers.ask import Outcome, ask
 
 _VERSION = 1
@@ -108,9 +108,12 @@ class Default:
 
     async def explain(self, latent: LatentExamples, resources: Resources, /) -> Sequence[Explanation]:
         """Return one row; see :class:`autointerp.protocols.Explainer`."""
+        return [await self._explained(latent, self._shown(latent, resources.vocabulary), resources)]
+
+    async def _explained(self, latent: LatentExamples, shown: Shown, resources: Resources) -> Explanation:
+        """Return the row of what is said of `shown`, or of as many of its windows as fit."""
         engine = resources.engine
         assert engine is not None
-        shown = self._shown(latent, resources.vocabulary)
         num = await self._num_that_fit(shown, engine)
         outcome: Outcome[str] | None = None
         while num >= min(self.config.min_windows, len(shown.windows)) and outcome is None:
@@ -118,7 +121,7 @@ class Default:
                 outcome = await self._ask(shown.first(num), engine)
             except ContextExceeded:
                 num = min(num - 1, num * 3 // 4)
-        return [self._row(latent, engine, outcome, shown.first(num))]
+        return self._row(latent, engine, outcome, shown.first(num))
 
     async def _ask(self, shown: Shown, engine: Engine) -> Outcome[str]:
         marker = self._prompt.file.marker
@@ -164,9 +167,11 @@ class Default:
 
     def _windows(self, latent: LatentExamples, vocabulary: Vocabulary) -> list[str]:
         """Return each window as text, strongest first."""
-        examples = latent.explain
+        return self._windows_of(latent.explain, latent.max_activation, vocabulary)
+
+    def _windows_of(self, examples: Examples, maximum: float, vocabulary: Vocabulary) -> list[str]:
         masks = above(examples.activations, examples.lengths, ratio=self.config.threshold)
-        strength = integers(examples.activations, latent.max_activation)
+        strength = integers(examples.activations, maximum)
         texts = []
         for i, length in enumerate(examples.lengths):
             tokens, mask = examples.tokens[i, :length], masks[i, :length]
@@ -178,7 +183,7 @@ class Default:
 
     def _listed(self, vocabulary: Vocabulary, tokens: np.ndarray, mask: np.ndarray, strength: np.ndarray) -> str:
         pieces = vocabulary.pieces(tokens)
-        named = [f"{_quoted(pieces[t])}: {strength[t]}" for t in np.flatnonzero(mask) if pieces[t]]
+        named = [f"{quoted(pieces[t])}: {strength[t]}" for t in np.flatnonzero(mask) if pieces[t]]
         return ", ".join(named[: self.config.max_listed])
 
     async def _num_that_fit(self, shown: Shown, engine: Engine) -> int:
@@ -220,6 +225,7 @@ def numbered(windows: Sequence[str]) -> str:
     return "\n".join(f"Excerpt {i}: {window}" for i, window in enumerate(windows, start=1))
 
 
-def _quoted(piece: str) -> str:
+def quoted(piece: str) -> str:
+    """Return a token's text between quotation marks, neutralised."""
     text = neutralise(piece)
     return f"'{text}'" if '"' in text else f'"{text}"'

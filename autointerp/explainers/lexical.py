@@ -25,6 +25,8 @@ from autointerp.rules import CLASSES, MAX_CLAUSES, Clause, Condition, Kind, Rule
 _VERSION = 1
 """Part of the identity: raise it when the same settings come to write other rules."""
 
+_NO_TOKEN = "no token of the explain pool's windows is active"
+
 
 class LexicalConfig(Config):
     """How rules are learned."""
@@ -81,7 +83,7 @@ class Lexical:
             num_examples=num_positives,
             num_negatives=len(examples) - num_positives,
         )
-        return [row if rule.clauses else row.with_(status="not_applicable", text=None, rule=None)]
+        return [row if rule.clauses else row.with_(status="not_applicable", text=None, rule=None, reason=_NO_TOKEN)]
 
 
 def learn(examples: Examples, vocabulary: Vocabulary, config: LexicalConfig) -> Rule:

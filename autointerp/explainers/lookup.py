@@ -55,7 +55,8 @@ class Lookup:
         """Return one explanation with its rule; ``not_applicable`` when no token stands out."""
         counts = count(latent.explain_statistics)
         rule = rule_of(outstanding(counts, self.config), counts)
-        return [explanation(latent, rule, resources.vocabulary, explainer=self.name)]
+        none = "no token stands out: none occurs often enough with a mean activation above the threshold"
+        return [explanation(latent, rule, resources.vocabulary, explainer=self.name, none=none)]
 
 
 def table(counts: TokenCounts) -> np.ndarray:

@@ -71,7 +71,8 @@ class SingleToken:
         seed = seed_of("single token", resources.seed, latent.coder, latent.latent)
         token = single_token(latent.explain_statistics, self.config, seed=seed)
         rule = Rule(clauses=()) if token is None else rule_of([token], count(latent.explain_statistics))
-        return [explanation(latent, rule, resources.vocabulary, explainer=self.name)]
+        none = "the latent fires on more than one token"
+        return [explanation(latent, rule, resources.vocabulary, explainer=self.name, none=none)]
 
 
 def single_token(examples: Examples, config: SingleTokenConfig, *, seed: int) -> int | None:

@@ -66,8 +66,8 @@ def rule_of(tokens: Sequence[int], counts: TokenCounts) -> Rule:
     return Rule(clauses=tuple(clauses))
 
 
-def explanation(latent: LatentExamples, rule: Rule, vocabulary: Vocabulary, *, explainer: str) -> Explanation:
-    """Return the row of a rule that names tokens; ``not_applicable`` where it names none."""
+def explanation(latent: LatentExamples, rule: Rule, vocabulary: Vocabulary, *, explainer: str, none: str) -> Explanation:
+    """Return the row of a rule that names tokens; ``not_applicable`` where it names none, for the reason `none`."""
     num_positives = sum(source == "positive" for source in latent.explain_statistics.sources)
     return Explanation(
         coder=latent.coder,
@@ -80,4 +80,5 @@ def explanation(latent: LatentExamples, rule: Rule, vocabulary: Vocabulary, *, e
         rule=rule.to_json() if rule.clauses else None,
         num_examples=num_positives,
         num_negatives=len(latent.explain_statistics) - num_positives,
+        reason=None if rule.clauses else none,
     )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import tempfile
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +18,18 @@ import numpy as np
 
 from autointerp.digest import hash64, seed_of
 from autointerp.errors import ConfigError, LLMError
-from autointerp.jobs.explain import ExplainConfig, explain_method, wanted_latents
+from autointerp.explainers.judging import STAND_IN
+from autointerp.jobs.explain import ExplainConfig, check_tables, explain_method, wanted_latents
 from autointerp.jobs.methods import build_explainer
 from autointerp.jobs.plan import extend_plan, read_plan
 from autointerp.jobs.runner import finished_keys
 from autointerp.jobs.score import Explanations, ScoreConfig, build_scorers, score_method, scored_selection, usable
 from autointerp.jobs.score_controls import SAMPLED, control_scorer, controls_for, keys_of, own_explanations, sampled
-from autointerp.jobs.session import Source, StoreSource, choose_coders
+from autointerp.jobs.session import Source, StoreSource, choose_coders, examples_for
 from autointerp.jobs.signals import run_sync
 from autointerp.llm.engines import open_engine, prepare
 from autointerp.llm.settings import EngineConfig, Prices
-from autointerp.protocols import Engine, Explainer, Resources, Scorer
+from autointerp.protocols import Engine, Explainer, Needs, Resources, Scorer
 from autointerp.records import Capabilities, Chat, Explanation, LatentExamples, Request, Text
 from autointerp.results.folder import Method, ResultsFolder
 from autointerp.results.write import Key, examples_batches, read_markers, read_rows, write_examples
@@ -40,8 +41,7 @@ SAMPLE = 32
 _CHARS_PER_TOKEN = 4
 _REPLY_BYTES = 350
 """Of a line of the reply log, apart from the reply's text."""
-_STAND_IN = "The word after an opening bracket in argument lists of functions, mostly in code that wraps text."
-"""Text of an explanation that does not exist yet; of usual length."""
+_NO_NEEDS = Needs()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +62,8 @@ class Estimate:
     """Whether the engine's tokenizer counted; else four characters were taken for a token."""
     is_output_bound: bool
     """Whether output tokens are the most that requests allow, for want of earlier replies."""
+    is_request_bound: bool = False
+    """Whether requests are the most that there may be: the explainer stops where nothing gets better."""
 
     def text(self) -> str:
         """Return the estimate for people."""
@@ -69,7 +71,7 @@ class Estimate:
         output = "at most" if self.is_output_bound else "as so far"
         lines = [
             f"{self.stage} {self.method}: {self.num_latents} latents left, from a sample of {self.num_sampled}",
-            f"  requests       {_rounded(self.requests)}",
+            f"  requests       {_rounded(self.requests)}{' at most' * self.is_request_bound}",
             f"  prompt tokens  {_rounded(self.prompt_tokens)} ({tokens})",
             f"  output tokens  {_rounded(self.output_tokens)} ({output})",
         ]
@@ -119,6 +121,7 @@ async def _plan_pipeline(config: ExplainConfig, scoring: Mapping[str, Any], samp
         explainer = build_explainer(config.explainer, config.options)
         engine = open_engine(config.engine, config.engine_options) if explainer.needs.engine and config.engine else None
         try:
+            # Who judges candidates changes nothing of what scoring takes.
             folder.register(explain_method(config, source, explainer, engine))
         finally:
             if engine is not None:
@@ -137,11 +140,13 @@ async def _plan_explain(config: ExplainConfig, sample: int) -> list[Estimate]:
     explainer = build_explainer(config.explainer, config.options)
     source = StoreSource(config.store, config.selection)
     engine = await _engine(config.engine, config.engine_options) if explainer.needs.engine else None
+    judge = await _engine(config.judge, config.engine_options)
     try:
-        return await estimate_explain(config, source, explainer, engine, sample=sample)
+        return await estimate_explain(config, source, explainer, engine, judge=judge, sample=sample)
     finally:
-        if engine is not None:
-            await engine.aclose()
+        for opened in (engine, judge):
+            if opened is not None:
+                await opened.aclose()
 
 
 async def _plan_score(config: ScoreConfig, sample: int) -> list[Estimate]:
@@ -174,11 +179,18 @@ async def _engine(spec: str | None, options: EngineConfig) -> Engine | None:
 
 
 async def estimate_explain(
-    config: ExplainConfig, source: Source, explainer: Explainer, engine: Engine | None, *, sample: int = SAMPLE
+    config: ExplainConfig,
+    source: Source,
+    explainer: Explainer,
+    engine: Engine | None,
+    *,
+    judge: Engine | None = None,
+    sample: int = SAMPLE,
 ) -> list[Estimate]:
     """Estimate the explain stage of an opened source."""
-    method = explain_method(config, source, explainer, engine)
+    method = explain_method(config, source, explainer, engine, judge)
     scope = wanted_latents(config, source)
+    check_tables(config, source, explainer, scope)
     folder = ResultsFolder(config.results)
     exists = (folder.path / "results.json").exists()
     if scope is None:
@@ -189,12 +201,14 @@ async def estimate_explain(
         scope = {coder: _with_partners(latents, source.partners(coder)) for coder, latents in scope.items()}
     done = _finished(folder, method) if exists else set()
     left = [(coder, int(latent)) for coder, latents in scope.items() for latent in latents if (coder, int(latent)) not in done]
-    resources = Resources(vocabulary=source.vocabulary, seed=source.selection.seed, engine=engine)
+    resources = Resources(vocabulary=source.vocabulary, seed=source.selection.seed, engine=engine, judge=judge)
 
     async def of(latent: LatentExamples) -> Sequence[Request]:
         return _requests(explainer, latent, resources)
 
-    return [await _estimate(config.engine_options.prices, folder, method, source, engine, left, of, sample, with_windows=True)]
+    prices = config.engine_options.prices
+    found = await _estimate(prices, folder, method, source, engine, left, of, sample, with_windows=True, needs=explainer.needs)
+    return [replace(found, is_request_bound=bool(getattr(explainer, "stops_early", False)))]
 
 
 async def estimate_score(
@@ -258,7 +272,7 @@ def _stand_in(latent: LatentExamples, explainer: Method) -> Explanation:
         explainer_id=explainer.id,
         selection_id=latent.selection_id,
         status="ok",
-        text=_STAND_IN,
+        text=STAND_IN,
     )
 
 
@@ -285,13 +299,14 @@ async def _estimate(
     sample: int,
     *,
     with_windows: bool,
+    needs: Needs = _NO_NEEDS,
 ) -> Estimate:
     keys = _sample(left, sample, seed=source.selection.seed)
     measured = _measured_output(folder, method)
     count = _Counter(engine)
     sampled: list[_Sampled] = []
     for key in keys:
-        latent = source.select(*key)
+        latent = examples_for(needs, source, *key)
         requests = await requests_of(latent) if latent.status == "ok" else []
         prompt = sum([await count.tokens(request) for request in requests])
         output = sum(request.max_tokens if measured is None else measured for request in requests)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from autointerp.jobs.session import (
     describe_run,
     empty_latent,
     engine_identity,
+    examples_for,
     explain_part,
     open_prepared,
     run_works,
@@ -34,6 +36,7 @@ from autointerp.jobs.session import (
 )
 from autointerp.jobs.shards import Leases
 from autointerp.jobs.signals import StopFlag, run_sync
+from autointerp.llm.reply_log import LoggedEngine
 from autointerp.protocols import Engine, Explainer, Resources
 from autointerp.records import Explanation, LatentExamples, Status
 from autointerp.results.folder import Method, ResultsFolder, shard_name
@@ -54,6 +57,9 @@ class ExplainConfig(StageConfig):
     """A name of `explainers.REGISTRY`, such as ``default`` or ``lexical``, or ``module:Class``."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Settings of the explainer."""
+    judge: str | None = None
+    """Who judges candidates, for explainers that have them judged; None = `engine`. `engine_options` hold for both, prices and
+    limits too."""
     selection: SelectionConfig = Field(default_factory=SelectionConfig)
     """Which examples are shown, and later scored."""
     controls: tuple[Control, ...] = ()
@@ -80,12 +86,23 @@ async def aexplain(
     """Explain latents, in the caller's event loop. When it is cancelled, finished work is committed first."""
     explainer = build_explainer(config.explainer, config.options)
     source = StoreSource(config.store, config.selection)
-    engine = await open_prepared(config.engine, config.engine_options) if explainer.needs.engine else None
-    try:
-        return await explain_from(config, source, explainer, engine, progress=progress, stop=stop)
-    finally:
-        if engine is not None:
-            await engine.aclose()
+    async with opened(config, explainer) as (engine, judge):
+        return await explain_from(config, source, explainer, engine, judge=judge, progress=progress, stop=stop)
+
+
+@asynccontextmanager
+async def opened(config: ExplainConfig, explainer: Explainer) -> AsyncIterator[tuple[Engine | None, Engine | None]]:
+    """Open the engine and the judge that an explainer needs, None for what it does not or what is not named; close them."""
+    judged = explainer.needs.judge is not None and explainer.needs.judge.engine
+    if config.judge is not None and not judged:
+        raise ConfigError(f"the explainer {explainer.name!r} has nothing judged; leave out judge = {config.judge!r}")
+    async with AsyncExitStack() as stack:
+        engines = []
+        for spec in (config.engine if explainer.needs.engine else None, config.judge):
+            engines.append(await open_prepared(spec, config.engine_options))
+            if engines[-1] is not None:
+                stack.push_async_callback(engines[-1].aclose)
+        yield engines[0], engines[1]
 
 
 async def explain_from(
@@ -94,13 +111,17 @@ async def explain_from(
     explainer: Explainer,
     engine: Engine | None,
     *,
+    judge: Engine | None = None,
     progress: bool | OnProgress | None = None,
     stop: StopFlag | None = None,
 ) -> RunReport:
-    """Explain latents of an opened source with an opened engine."""
+    """Explain latents of an opened source with opened engines; without a `judge` the engine judges."""
     await check_needs("explainer", explainer.name, explainer.needs, engine)
-    method = explain_method(config, source, explainer, engine)
+    if explainer.needs.judge is not None:
+        await check_needs("explainer", explainer.name, explainer.needs.judge, judge or engine)
+    method = explain_method(config, source, explainer, engine, judge)
     scope = wanted_latents(config, source)
+    check_tables(config, source, explainer, scope)
     folder = ResultsFolder.create(config.results, store_id=source.store_id, provenance={"store": source.path})
     for coder in scope if scope is not None else choose_coders(config.coders, source):
         folder.register_coder(coder, source.coder_ids[coder])
@@ -110,7 +131,7 @@ async def explain_from(
     leases = Leases(folder.leases, expiry_s=config.lease_expiry_s)
     try:
         with_examples = len(plan) <= EXAMPLES_UP_TO if config.examples is None else config.examples
-        work = ExplainWork(folder, source, explainer, method, leases, with_examples=with_examples)
+        work = ExplainWork(folder, source, explainer, method, leases, judge=judge, with_examples=with_examples)
         return await run_works(
             config,
             folder,
@@ -127,8 +148,20 @@ async def explain_from(
         leases.close()
 
 
-def explain_method(config: ExplainConfig, source: Source, explainer: Explainer, engine: Engine | None) -> Method:
-    """Return the identity of an explainer: itself, its engine, and the rules by which its examples are chosen."""
+def check_tables(config: ExplainConfig, source: Source, explainer: Explainer, scope: Mapping[str, np.ndarray] | None) -> None:
+    """Check that the store has the tables that an explainer reads.
+
+    Raises: StoreError naming the first that is missing, with the command that makes it.
+    """
+    if explainer.needs.logits:
+        for coder in scope if scope is not None else choose_coders(config.coders, source):
+            source.promoted(coder, 0)
+
+
+def explain_method(
+    config: ExplainConfig, source: Source, explainer: Explainer, engine: Engine | None, judge: Engine | None = None
+) -> Method:
+    """Return the identity of an explainer: itself, its engines, and the rules by which its examples are chosen."""
     return Method(
         stage="explain",
         name=explainer.name,
@@ -137,6 +170,7 @@ def explain_method(config: ExplainConfig, source: Source, explainer: Explainer, 
             "explainer": explainer.name,
             "settings": dict(explainer.identity()),
             "engine": engine_identity(engine),
+            **({"judge": engine_identity(judge)} if judge is not None else {}),
             "selection": selection_digest(explain_part(source.selection)),
         },
         settings={
@@ -194,9 +228,11 @@ class ExplainWork:
         method: Method,
         leases: Leases,
         *,
+        judge: Engine | None = None,
         with_examples: bool,
     ) -> None:
         self.method = method
+        self._judge = judge
         self._folder, self._source, self._explainer, self._leases = folder, source, explainer, leases
         self._with_examples = with_examples
         self._selection_label = f"selection-{short(selection_digest(source.selection))}"
@@ -206,7 +242,7 @@ class ExplainWork:
 
     def read_examples(self, coder: str, latent: int) -> LatentExamples:
         """Return a latent's examples; keeps their text for the shard's commit."""
-        examples = self._source.select(coder, latent)
+        examples = examples_for(self._explainer.needs, self._source, coder, latent)
         if self._with_examples:
             self._windows[coder, latent] = examples_batches(examples, self._source.vocabulary)
         return examples
@@ -218,9 +254,15 @@ class ExplainWork:
         return True
 
     async def process(self, latent: LatentExamples, engine: Engine | None) -> ShardRows:
-        resources = Resources(vocabulary=self._source.vocabulary, seed=self._source.selection.seed, engine=engine)
-        rows = await self._explainer.explain(latent, resources)
-        return ShardRows(explanations=[self._filled(row, latent) for row in rows])
+        judge = self._judge
+        if judge is not None and isinstance(engine, LoggedEngine):
+            judge = engine.beside(judge)
+        resources = Resources(vocabulary=self._source.vocabulary, seed=self._source.selection.seed, engine=engine, judge=judge)
+        rows = [self._filled(row, latent) for row in await self._explainer.explain(latent, resources)]
+        ids = {f"sample:{row.sample}": row.explanation_id for row in rows}
+        return ShardRows(
+            explanations=[row.with_(parent_ids=tuple(ids.get(parent, parent) for parent in row.parent_ids)) for row in rows]
+        )
 
     def without_result(self, latent: LatentExamples, status: Status) -> ShardRows:
         row = Explanation(

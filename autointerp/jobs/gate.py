@@ -64,19 +64,21 @@ class Gate:
             self.stop = stop
             self.stopped.set()
 
-    async def send(self, request: Request, meter: Meter) -> Reply:
+    async def send(self, request: Request, meter: Meter, engine: Engine | None = None) -> Reply:
         """Send one request when a slot is free and the budget allows; wait for ever when the gate is closed.
 
+        `engine`: None = the gate's own.
         Raises: LLMError or ReplyError of the engine, never EngineStopped: that closes the gate.
         """
-        assert self.engine is not None
+        engine = engine or self.engine
+        assert engine is not None
         async with self._slots:
             reserved = await self._admitted(request)
             self.in_flight += 1
             meter.sent += 1
             reply: Reply | None = None
             try:
-                reply = await self.engine.complete(request)
+                reply = await engine.complete(request)
             except EngineStopped as error:
                 meter.fail(error)
                 self.close(Stop("engine", str(error), error))
@@ -117,11 +119,17 @@ async def _never() -> Reply:
 class GatedEngine:
     """The engine below the reply log: sends through the gate and charges a shard's meter."""
 
-    def __init__(self, gate: Gate, meter: Meter) -> None:
-        assert gate.engine is not None
-        self._engine, self._gate, self._meter = gate.engine, gate, meter
-        self.extra_body: Mapping[str, Any] | None = getattr(gate.engine, "extra_body", None)
+    def __init__(self, gate: Gate, meter: Meter, engine: Engine | None = None) -> None:
+        """`engine`: None = the gate's own."""
+        chosen = engine or gate.engine
+        assert chosen is not None
+        self._engine, self._gate, self._meter = chosen, gate, meter
+        self.extra_body: Mapping[str, Any] | None = getattr(chosen, "extra_body", None)
         """Part of the reply log's key."""
+
+    def beside(self, engine: Engine) -> GatedEngine:
+        """Return `engine` behind the same gate, charged to the same meter."""
+        return GatedEngine(self._gate, self._meter, engine)
 
     @property
     def id(self) -> EngineId:
@@ -136,7 +144,7 @@ class GatedEngine:
         return self._engine.context_tokens
 
     async def complete(self, request: Request, /) -> Reply:
-        return await self._gate.send(request, self._meter)
+        return await self._gate.send(request, self._meter, self._engine)
 
     async def tokenize(self, text: str, /) -> tuple[int, ...]:
         return await self._engine.tokenize(text)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib import import_module
 from typing import Any
 
-from autointerp.errors import ConfigError, nearest
+from autointerp.config import build_method
+from autointerp.errors import ConfigError
 from autointerp.explainers import REGISTRY as EXPLAINERS
 from autointerp.llm.engines import check_constraint
 from autointerp.protocols import Embedder, Engine, Explainer, Needs, Scorer
@@ -16,7 +16,7 @@ from autointerp.scorers import REGISTRY as SCORERS
 
 
 def build_explainer(name: str, options: Mapping[str, Any]) -> Explainer:
-    """Return the explainer `name`, or ``module:Class``, with `options`.
+    """Return the explainer `name`, ``name:NUMBER`` such as ``best_of:8``, or ``module:Class``, with `options`.
 
     Raises: ConfigError when there is none, or an option is unknown.
     """
@@ -34,25 +34,7 @@ def build_scorer(name: str, options: Mapping[str, Any]) -> Scorer:
 
 
 def _build(kind: str, name: str, registry: Mapping[str, str], options: Mapping[str, Any]) -> Any:
-    target = registry.get(name, name)
-    module, colon, attribute = target.partition(":")
-    if not colon:
-        raise ConfigError(f"there is no {kind} {name!r}; {nearest(name, registry)} (or module:Class of your own)")
-    try:
-        found = getattr(import_module(module), attribute)
-    except ModuleNotFoundError as error:
-        if error.name is None or not (module == error.name or module.startswith(error.name + ".")):
-            raise
-        raise ConfigError(f"the {kind} {name!r} cannot be loaded: there is no module {module!r}") from None
-    except AttributeError:
-        raise ConfigError(f"the {kind} {name!r} cannot be loaded: {module} has no {attribute!r}") from None
-    config_class = getattr(found, "Config", None)
-    if config_class is not None:
-        method = found(config_class.parse(options, where=f"the options of {kind} {name!r}"))
-    elif options:
-        raise ConfigError(f"the {kind} {name!r} takes no options, {', '.join(sorted(options))} given")
-    else:
-        method = found()
+    method = build_method(kind, name, registry, options)
     check_method_name(method.name)
     return method
 

@@ -277,12 +277,16 @@ class Explanations:
         self._shards: OrderedDict[int, dict[Key, list[Explanation]]] = OrderedDict()
 
     def of(self, key: Key) -> list[Explanation]:
-        """Return the rows of a latent, whatever their status; empty when it was not explained yet."""
+        """Return the rows of a latent to grade: its usable ones; without any, one that says why; empty before it is explained.
+
+        What an explainer wrote on the way to another explanation, and did not choose, is not graded.
+        """
         shard = self._shard_of(key)
         if shard is None:
             return []
         with self._lock:
-            return self._rows(shard).get(key, [])
+            rows = self._rows(shard).get(key, [])
+        return [row for row in rows if row.status == "ok"] or rows[:1]
 
     def _rows(self, shard: int) -> dict[Key, list[Explanation]]:
         if shard not in self._shards:
@@ -352,7 +356,9 @@ class ScoreWork:
             if not graded:
                 # A partner that a later run may explain leaves this latent for that run.
                 may_come = any(row.status in RETRYABLE for row in theirs)
-                rows.scores.append(self._empty(latent, None, "no_reply" if may_come else "not_applicable"))
+                status: Status = "no_reply" if may_come else "not_applicable"
+                why = f"the control {self.method.control} has no explanation to put in place of the latent's"
+                rows.scores.append(self._empty(latent, None, status, reason=why))
         for row in graded:
             rows.extend(await self._score(latent, row, resources))
         return rows
@@ -391,7 +397,7 @@ class ScoreWork:
         partner = int(np.asarray(self._source.partners(key[0]))[key[1]])
         return (key[0], partner) if partner >= 0 else None
 
-    def _empty(self, latent: LatentExamples, row: Explanation | None, status: Status) -> Score:
+    def _empty(self, latent: LatentExamples, row: Explanation | None, status: Status, *, reason: str | None = None) -> Score:
         """The row of a latent without a score: of the headline metric, so that coverage can be read from it."""
         return Score(
             coder=latent.coder,
@@ -415,6 +421,7 @@ class ScoreWork:
             chance=None,
             disjoint=latent.disjoint,
             num_scored=0,
+            reason=reason or (row.reason if row is not None else None),
         )
 
 

@@ -8,6 +8,7 @@ import platform
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -33,11 +34,12 @@ from autointerp.jobs.signals import StopFlag
 from autointerp.llm.budget import Budget
 from autointerp.llm.engines import open_engine, prepare
 from autointerp.llm.settings import EngineConfig
-from autointerp.protocols import Engine, Vocabulary
+from autointerp.protocols import Engine, Needs, Vocabulary
 from autointerp.records import Examples, LatentExamples
 from autointerp.results.folder import ResultsFolder
 from autointerp.results.write import Key
 from autointerp.store import open_store
+from autointerp.store.logits import Promoted, read_logits
 
 Control = Literal["shuffled", "generic", "lexical"]
 LatentSpec = str | tuple[int, ...]
@@ -98,8 +100,17 @@ class Source(Protocol):
     def partners(self, coder: str) -> np.ndarray:
         """Return each latent's partner in the shuffled control, -1 where there is none."""
 
-    def select(self, coder: str, latent: int) -> LatentExamples:
-        """Return the examples of one latent; called from several threads."""
+    def select(self, coder: str, latent: int, *, num_validate: int = 0) -> LatentExamples:
+        """Return the examples of one latent; called from several threads.
+
+        `num_validate`: most windows of the validate pool on either side; none unless asked for.
+        """
+
+    def promoted(self, coder: str, latent: int) -> tuple[int, ...]:
+        """Return the tokens that a latent promotes, the most promoted first.
+
+        Raises: StoreError when the store has no table of them, with the command that makes it.
+        """
 
 
 class StoreSource:
@@ -110,6 +121,7 @@ class StoreSource:
         self.selection = selection
         self._selector = Selector(self._store, selection)
         self._partners: dict[str, np.ndarray] = {}
+        self._promoted: dict[str, Promoted] = {}
         self._lock = threading.Lock()
         self._ready: set[str] = set()
 
@@ -144,7 +156,13 @@ class StoreSource:
             self._partners[coder] = np.asarray(shuffled_partners(self._store, coder, seed=self.selection.seed))
         return self._partners[coder]
 
-    def select(self, coder: str, latent: int) -> LatentExamples:
+    def promoted(self, coder: str, latent: int) -> tuple[int, ...]:
+        with self._lock:
+            if coder not in self._promoted:
+                self._promoted[coder] = Promoted(read_logits(self._store, coder))
+            return self._promoted[coder].of(latent)
+
+    def select(self, coder: str, latent: int, *, num_validate: int = 0) -> LatentExamples:
         with self._lock:
             if coder not in self._ready and any(
                 NEGATIVES[name].kind or NEGATIVES[name].needs_embeddings for name in self.selection.negatives
@@ -154,7 +172,14 @@ class StoreSource:
 
                 ensure_negatives(self._store, coder, self.selection)
             self._ready.add(coder)
-        return self._selector.select(coder, latent)
+        return self._selector.select(coder, latent, num_validate=num_validate)
+
+
+def examples_for(needs: Needs, source: Source, coder: str, latent: int) -> LatentExamples:
+    """Return the examples of one latent with what an explainer of these needs is shown beside them."""
+    # Only who asks for them pays for them; sources of one's own need not know of the validate pool.
+    examples = source.select(coder, latent, num_validate=needs.validate) if needs.validate else source.select(coder, latent)
+    return replace(examples, promoted=source.promoted(coder, latent)) if needs.logits else examples
 
 
 def choose_coders(wanted: Sequence[str], source: Source) -> list[str]:

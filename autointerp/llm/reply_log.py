@@ -244,6 +244,13 @@ class LoggedEngine:
     def context_tokens(self) -> int | None:
         return self.engine.context_tokens
 
+    def beside(self, engine: Engine) -> LoggedEngine:
+        """Return another engine behind the same log, counters and budget, and whatever else this one's requests go through."""
+        below = getattr(self.engine, "beside", None)
+        other = LoggedEngine(engine if below is None else below(engine), self.log, self.budget)
+        other.counters, other._flights = self.counters, self._flights
+        return other
+
     def key(self, request: Request) -> str:
         """Return the log's key of a request."""
         return request_key(self.engine.id, request, getattr(self.engine, "extra_body", None))

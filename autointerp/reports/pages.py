@@ -104,8 +104,11 @@ def latent_page(coder: str, latent: int, rows: Mapping[str, Sequence[Row]], *, m
     return page
 
 
-def _explanations(rows: Iterable[Row]) -> list[dict[str, Any]]:
-    ordered = sorted(rows, key=lambda row: (explainer_label(row), row["sample"] or 0, row["explanation_id"] or ""))
+def _explanations(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    usable = {explainer_label(row) for row in rows if row["status"] == "ok"}
+    # What an explainer wrote and did not choose is in the tables only.
+    shown = [row for row in rows if row["status"] == "ok" or explainer_label(row) not in usable]
+    ordered = sorted(shown, key=lambda row: (explainer_label(row), row["sample"] or 0, row["explanation_id"] or ""))
     several = len(ordered) > 1
     return [
         {
@@ -113,7 +116,7 @@ def _explanations(rows: Iterable[Row]) -> list[dict[str, Any]]:
             "label": explainer_label(row),
             "letter": _LETTERS[i % len(_LETTERS)] if several else "",
             "prompt": short(row["prompt_id"] or ""),
-            "why": STATUS_WORDS.get(row["status"], row["status"]),
+            "why": row.get("reason") or STATUS_WORDS.get(row["status"], row["status"]),
         }
         for i, row in enumerate(ordered)
     ]
@@ -210,7 +213,7 @@ def _score(row: Row, control: tuple[float, str] | None) -> dict[str, Any]:
             value, row["ci_low"], row["ci_high"], chance=row["chance"], control=beside, domain=domain, width=124
         ),
         "unscored": {reason: count for reason, count in unscored.items() if count},
-        "why": STATUS_WORDS.get(row["status"], row["status"]),
+        "why": row.get("reason") or STATUS_WORDS.get(row["status"], row["status"]),
     }
 
 

@@ -47,6 +47,7 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
         "num_examples",
         "num_negatives",
         "density",
+        "reason",
     ),
     "scores": (
         "coder",
@@ -74,6 +75,7 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
         "num_truncated",
         "num_no_reply",
         "num_too_long",
+        "reason",
     ),
     "verdicts": (
         "coder",
@@ -107,7 +109,7 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
         "density",
     ),
 }
-"""What pages are made from. ``density`` is read where a table has it."""
+"""What pages are made from. ``density`` and ``reason`` are read where a table has them."""
 
 
 @dataclass(frozen=True)

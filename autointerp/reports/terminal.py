@@ -57,7 +57,9 @@ def _explanation_lines(page: Page, width: int, colour: bool) -> list[str]:
     for row in page.explanations:
         head = " ".join(part for part in (row["letter"], row["explainer"], f"({row['model']})" if row["model"] else "") if part)
         lines += ["", _bold(one_line(head), colour)]
-        text = visible(row["text"] or "") if row["status"] == "ok" else f"no explanation: {row['why']} ({row['status']})"
+        text = (
+            visible(row["text"] or "") if row["status"] == "ok" else f"no explanation: {visible(row['why'])} ({row['status']})"
+        )
         for paragraph in text.splitlines():
             lines += textwrap.wrap(paragraph, width - 2, initial_indent="  ", subsequent_indent="  ")
     return lines

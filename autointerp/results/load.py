@@ -122,6 +122,8 @@ def coverage(folder: Path | str, *, store: Path | str | None = None) -> pd.DataF
     requested = plan.loc[plan["purpose"] == "requested", ["coder", "latent"]]
     densities = open_store(store or Path(opened.provenance()["store"]))
     explanations, scores = load_explanations(folder), load_scores(folder)
+    # Of several explanations of a latent the usable one counts: what was not chosen is no gap.
+    explanations = explanations.sort_values("status", key=lambda column: column != "ok", kind="stable")
     first = scores[scores["is_headline"] & scores["quantile"].isna()]
     stages = [(m.label, explanations[explanations["explainer_id"] == m.id]) for m in opened.methods("explain")]
     stages += [(m.label, first[first["scorer_id"] == m.id]) for m in opened.methods("score")]

@@ -69,7 +69,9 @@ class ExampleEmbedding:
         active_masks = own_masks(active, threshold)
         silent = latent.explain_negatives
         if not len(active) or not len(silent):
-            return ScoreResult(verdicts=(), scores=not_applicable(latent, explanation, judge=judge, headline=self.headline))
+            reason = f"the explain pool has {len(active)} activating and {len(silent)} silent windows to compare with"
+            rows = not_applicable(latent, explanation, judge=judge, headline=self.headline, reason=reason)
+            return ScoreResult(verdicts=(), scores=rows)
         silent_masks = np.stack(lent_masks(silent, active_masks, random, threshold=threshold))
         queries = latent if control is None else dealt_anew(latent, random)
         masks = np.concatenate(shown_masks(queries, threshold, random))

@@ -118,7 +118,8 @@ class Intruder(OneQuestion):
         made = Rows(latent, explanation, judge, self.headline, verdicts)
         chance = 1 / self.config.num_shown
         if not made.asked:
-            return (made.row("accuracy", [], None, chance=chance, status="not_applicable"),)
+            reason = "too few windows to make a single task of"
+            return (made.row("accuracy", [], None, chance=chance, status="not_applicable", reason=reason),)
         rows: list[Score] = []
         for source, tasks in made.by_source().items():
             # Tasks of one quantile share activating windows.

@@ -55,8 +55,9 @@ class Rows:
         *,
         chance: float | None = None,
         status: Status = "undefined",
+        reason: str | None = None,
     ) -> Score:
-        """Return a row over `verdicts`; `status` is its where there is no `interval`, `chance` where it is the scorer's own."""
+        """Return a row over `verdicts`; `status` and `reason` are for no `interval`, `chance` where it is the scorer's own."""
         counts: Counter[str] = Counter(verdict.status for verdict in verdicts)
         return Score(
             coder=self._latent.coder,
@@ -80,7 +81,8 @@ class Rows:
             chance=CHANCE.get(metric) if chance is None else chance,
             disjoint=self._latent.disjoint,
             num_scored=counts["ok"],
-            unscored={reason: counts[reason] for reason in UNSCORED if counts[reason]},
+            unscored={name: counts[name] for name in UNSCORED if counts[name]},
+            reason=reason if interval is None else None,
         )
 
 
@@ -123,11 +125,15 @@ def ranked_scores(
     return tuple(rows)
 
 
-def not_applicable(latent: LatentExamples, explanation: Explanation, *, judge: str, headline: str) -> tuple[Score, ...]:
-    """Return the headline rows of an explanation that this scorer cannot judge."""
+def not_applicable(
+    latent: LatentExamples, explanation: Explanation, *, judge: str, headline: str, reason: str | None = None
+) -> tuple[Score, ...]:
+    """Return the headline rows of an explanation that this scorer cannot judge, and why."""
+    if judge == "rule":
+        reason = reason or "the explanation carries no rule to judge by"
     made = Rows(latent, explanation, judge, headline)
     sources = list(dict.fromkeys(latent.negatives.sources)) or ["none"]
-    return tuple(made.row(headline, [], None, source, status="not_applicable") for source in sources)
+    return tuple(made.row(headline, [], None, source, status="not_applicable", reason=reason) for source in sources)
 
 
 def _share(positives: Sequence[Verdict], negatives: Sequence[Verdict]) -> float:

@@ -99,7 +99,8 @@ class SAEBench(OneQuestion):
         self, verdicts: Sequence[Verdict], latent: LatentExamples, explanation: Explanation, judge: str
     ) -> tuple[Score, ...]:
         if not verdicts:
-            return not_applicable(latent, explanation, judge=judge, headline=self.headline)
+            reason = "too few windows to make a prompt of"
+            return not_applicable(latent, explanation, judge=judge, headline=self.headline, reason=reason)
         return scores_of(verdicts, latent=latent, explanation=explanation, judge=judge, headline=self.headline)
 
 

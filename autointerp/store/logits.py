@@ -40,6 +40,18 @@ class TokenLogits:
     suppressed_logits: np.ndarray
 
 
+class Promoted:
+    """The promoted tokens of each latent of a table, kept as columns: a row is made when it is asked for."""
+
+    def __init__(self, table: pa.Table) -> None:
+        column = table.column("promoted").combine_chunks()
+        self._tokens, self._offsets = column.values.to_numpy(), column.offsets.to_numpy()
+
+    def of(self, latent: int) -> tuple[int, ...]:
+        """Return the ids of a latent's tokens, the most promoted first."""
+        return tuple(self._tokens[self._offsets[latent] : self._offsets[latent + 1]].tolist())
+
+
 def logits_file(coder: str) -> str:
     """Return where the logits of a coder lie in a store."""
     return f"coders/coder={coder}/logits.parquet"

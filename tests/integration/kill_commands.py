@@ -73,7 +73,7 @@ def kill_cache(root, seeds):
     return {"stage": "cache", "num_events": len(events), "num_runs": num_runs, "outcomes": outcomes}
 
 
-def kill_stage(root, stage, seeds):
+def kill_stage(root, stage, seeds, explainer="default"):
     base = prepare(root)
     code, _, output = fork(command(*base, "--out", root / "store"))
     assert code == 0, output
@@ -82,7 +82,18 @@ def kill_stage(root, stage, seeds):
     with scripted_server(root, latency_s=[0.002, 0.02], answer="tests.answers:answer") as (url, requests):
         engine = ["--engine", f"openai:scripted@{url}", "--concurrency", CONCURRENCY, "--no-control"]
         few = ["--set", "selection.num_positives=10", "--set", "selection.num_negatives=10"]
-        explain = ["explain", root / "store", "--latents", "random:55", "--set", "shard_latents=5", *few, *engine]
+        explain = [
+            "explain",
+            root / "store",
+            "--explainer",
+            explainer,
+            "--latents",
+            "random:55",
+            "--set",
+            "shard_latents=5",
+            *few,
+            *engine,
+        ]
         score = ["score", *engine]
 
         def stages(out):
@@ -134,10 +145,14 @@ def main():
     parser.add_argument("folder", type=Path)
     parser.add_argument("--stage", choices=["cache", "explain", "score"], required=True)
     parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--explainer", default="default")
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
-    found = kill_cache(args.folder, args.seeds) if args.stage == "cache" else kill_stage(args.folder, args.stage, args.seeds)
+    if args.stage == "cache":
+        found = kill_cache(args.folder, args.seeds)
+    else:
+        found = kill_stage(args.folder, args.stage, args.seeds, args.explainer)
     found["seconds"] = time.monotonic() - started
     print(json.dumps(found))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -12,6 +12,7 @@ from examples_corpus import MemoryStore, random_store
 
 from autointerp.errors import ConfigError, InputError
 from autointerp.examples.negatives import NEGATIVES, NegativeSource
+from autointerp.examples.pools import VALIDATE
 from autointerp.examples.sampling import choose, rank, spread
 from autointerp.examples.selection import SelectionConfig, Selector, select, selection_id
 from autointerp.examples.windows import ActivatingWindows
@@ -386,3 +387,42 @@ def test_wrong_names_are_named(store):
 def test_every_setting_is_part_of_the_identity():
     assert set(SelectionConfig(negatives=("random", "embedding")).identity()) == set(SelectionConfig.model_fields)
     assert set(SelectionConfig.model_fields) - set(SelectionConfig().identity()) == {"embedder"}
+
+
+# The validate pool ----------------------------------------------------------------------------------------------------
+
+
+def test_windows_of_the_validate_pool_change_nothing_else_and_are_in_no_other(store):
+    config = SelectionConfig(window=8, min_window=3, num_positives=10_000, num_negatives=10_000, num_statistics=10_000)
+    selector = Selector(store, config)
+    plain, wide = selector.select("sae", 0), selector.select("sae", 0, num_validate=10_000)
+    nothing = {"validate_positives": Examples.empty(0), "validate_negatives": Examples.empty(0)}
+    assert_equal(plain, replace(wide, **nothing))
+    assert set(wide.validate_positives.sources) == {"positive"} and set(wide.validate_negatives.sources) == {"random"}
+    assert wide.validate_positives.activations.any(axis=1).all() and not wide.validate_negatives.activations.any()
+    others = np.concatenate([getattr(wide, name).documents for name in BLOCKS])
+    for block in (wide.validate_positives, wide.validate_negatives):
+        assert len(block) >= 10 and not np.isin(block.documents, others).any()
+    # All that the latent fires in is in one of the pools, or repeats a text of an earlier one.
+    active, pools = selector.pools("sae", 0)
+    assert len(wide.validate_positives) == len(np.unique(active.text[pools.active_pool == VALIDATE]))
+
+
+def test_more_windows_of_the_validate_pool_are_the_same_and_more(store):
+    few, many = (select_validate(store, num) for num in (5, 9))
+    for name in ("validate_positives", "validate_negatives"):
+        less, more = getattr(few, name), getattr(many, name)
+        assert (len(less), len(more)) == (5, 9)
+        assert set(less.positions.tolist()) < set(more.positions.tolist())
+
+
+def select_validate(store, num):
+    return Selector(store, SelectionConfig(window=8, min_window=3)).select("sae", 0, num_validate=num)
+
+
+def test_a_latent_without_a_validate_pool_gets_an_empty_one():
+    """Twenty windows: the cuts give validate up so that there is enough to explain and to score."""
+    store = MemoryStore([[i % 500, (i * 7) % 500, 3, 4, 5, 6, 7, i % 450] for i in range(120)], ctx_len=8)
+    store.add("sae", [{8 * i: 1.0 for i in range(20)}])
+    latent = Selector(store, SelectionConfig(window=8, min_window=3, min_documents=1)).select("sae", 0, num_validate=20)
+    assert latent.status == "ok" and len(latent.validate_positives) == 0
