@@ -24,7 +24,10 @@ from autointerp.cli.options import engine_flags, engine_options, resolve, settin
 @click.option(
     "--scorer", "scorers", multiple=True, help="A registered scorer or module:Class; may be repeated.  [default: all]"
 )
-@click.option("--negatives", multiple=True, help="A source of negatives; may be repeated.  [default: random, same_token]")
+@click.option(
+    "--negatives", multiple=True,
+    help="A source of negatives; may be repeated.  [default: random, same_token, neighbour_cooccurrence]",
+)  # fmt: skip
 @click.option("--embedder", metavar="SPEC", help="For scorers that compare texts by embeddings: a name or module:Class.")
 @click.option("--noise/--no-noise", "with_noise", default=True, help="Score every level of noise.  [default: on]")
 @click.option("--retest/--no-retest", "with_retest", default=True, help="Measure again on other windows.  [default: on]")

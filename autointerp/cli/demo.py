@@ -16,21 +16,30 @@ import click
 @click.option(
     "--controls",
     is_flag=True,
-    help="Six coders in one table: SAE, second seed, skip transcoder, neurons, random directions, untrained model.",
+    help="Six coders in one table, by every scorer that needs no LLM: SAE, second seed, skip transcoder, neurons, random "
+    "directions, untrained model.",
 )
+@click.option(
+    "--scorer", "scorers", multiple=True,
+    help="A scorer, or all whose needs are met; may be repeated.  [default: detection and fuzzing; with --controls all]",
+)  # fmt: skip
 @click.option(
     "--llm", "engine", metavar="SPEC", help="Let an LLM explain and judge, such as openai:MODEL@http://localhost:8000/v1."
 )
-def command(store: Path, out: Path, tokens: int, latents: str, controls: bool, engine: str | None) -> None:
+def command(
+    store: Path, out: Path, tokens: int, latents: str, controls: bool, scorers: tuple[str, ...], engine: str | None
+) -> None:
     """Run the whole pipeline on the bundled model; no LLM, no network.
 
     Caches two sparse coders of a small language model over modules of Python's standard library that it never saw, explains
     random latents by rules found in the text, and scores them by detection and fuzzing beside a shuffled control. What is there
-    is reused.
+    is reused. With --controls: six coders side by side, each with its lift over shuffled explanations, the SAE also with that
+    over its two control coders; scorers with an embedder take part where the extra `embed` is installed.
     """
     from autointerp.demo.run import run_demo
 
     code = run_demo(
-        store=store, results=out, num_tokens=tokens, latents=latents, engine=engine, say=click.echo, controls=controls
-    )
+        store=store, results=out, num_tokens=tokens, latents=latents, engine=engine, say=click.echo, controls=controls,
+        scorers=scorers,
+    )  # fmt: skip
     sys.exit(code)

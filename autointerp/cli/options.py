@@ -81,13 +81,13 @@ SCORERS = (
 """Help of ``--scorer``."""
 
 _DEFAULT = ("detection", "fuzzing")
-_CLASSIFIERS = (*_DEFAULT, "delphi_detection", "delphi_fuzzing")
+_JUDGED_BY_RULE = (*_DEFAULT, "simulation", "saebench", "delphi_detection", "delphi_fuzzing")
 
 
 def judged_by(judge: str, scorers: tuple[str, ...]) -> dict[str, dict[str, str]]:
-    """Return the options that make the named scorers use `judge`, where they can: classifiers and scorers of one's own."""
-    named = [name for scorer in scorers or _DEFAULT for name in (_CLASSIFIERS if scorer == "all" else (scorer,))]
-    return {name: {"judge": judge} for name in named if name in _CLASSIFIERS or ":" in name}
+    """Return the options that make the named scorers use `judge`, where they can; scorers of one's own are told too."""
+    named = [name for scorer in scorers or _DEFAULT for name in (_JUDGED_BY_RULE if scorer == "all" else (scorer,))]
+    return {name: {"judge": judge} for name in named if name in _JUDGED_BY_RULE or ":" in name}
 
 
 def bundled_source(source: Path | str) -> Path | str:

@@ -49,6 +49,11 @@ def open_embedder(spec: str = DEFAULT_EMBEDDER, *, device: str | None = None) ->
     return SentenceEmbedder(f"sentence-transformers/{spec}" if spec == DEFAULT_EMBEDDER else spec, name=spec, device=device)
 
 
+def packaged_embedder() -> str | None:
+    """Return the default embedder's name where its weights and what loads them are installed, so that no hub is asked."""
+    return DEFAULT_EMBEDDER if find_spec(PACKAGE) and find_spec("sentence_transformers") else None
+
+
 class SentenceEmbedder:
     """Implements :class:`autointerp.protocols.Embedder`."""
 

@@ -30,6 +30,7 @@ from autointerp.jobs.progress import OnProgress
 from autointerp.jobs.runner import RunReport
 from autointerp.jobs.score_controls import (
     SAMPLED,
+    by_rule,
     control_identity,
     control_scorer,
     controls_for,
@@ -124,7 +125,7 @@ def build_scorers(config: ScoreConfig) -> list[Scorer]:
 
     Raises: ConfigError when one is unknown, or options are given for one that is not named.
     """
-    names = dict.fromkeys(known for name in config.scorers for known in (REGISTRY if name == ALL else (name,)))
+    names = _expanded(config.scorers)
     stray = sorted(set(config.options) - set(names))
     if stray:
         raise ConfigError(f"options are given for {stray[0]!r}, which is not among the scorers {', '.join(names)}")
@@ -152,6 +153,28 @@ def usable(
     if not found:
         raise ConfigError(f"no scorer can be run: {'; '.join(left_out)}")
     return found, tuple(left_out)
+
+
+def without_llm(names: Sequence[str], *, has_embedder: bool) -> tuple[dict[str, dict[str, str]], list[Scorer]]:
+    """Return which scorers work without an LLM, with the options that make them, and the others.
+
+    `names` may hold ``all``. A scorer that rules can judge is judged by rule.
+    """
+    found: dict[str, dict[str, str]] = {}
+    others = []
+    for name in _expanded(names):
+        scorer = build_scorer(name, {})
+        options = {} if by_rule(scorer) is None else {"judge": "rule"}
+        if options or missing(scorer.needs, None, has_embedder=has_embedder) is None:
+            found[name] = options
+        else:
+            others.append(scorer)
+    return found, others
+
+
+def _expanded(names: Sequence[str]) -> list[str]:
+    """Return the names, ``all`` as those of every scorer there is, each once."""
+    return list(dict.fromkeys(known for name in names for known in (REGISTRY if name == ALL else (name,))))
 
 
 def scored_selection(config: ScoreConfig, explainer: Method) -> SelectionConfig:

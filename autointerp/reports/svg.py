@@ -199,6 +199,54 @@ def quantile_plot(
     return _frame(width, height, label, "".join(parts), caption=caption)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Mark:
+    """One line of a plot of marks: a value with its interval, and the same under a control."""
+
+    name: str
+    value: float
+    low: float | None
+    high: float | None
+    control: float | None
+    is_inner: bool = False
+    """Whether the name is set in, as belonging to the one above."""
+
+
+def marks_plot(marks: Sequence[Mark], *, chance: float | None, label: str) -> Markup:
+    """Return values one below the other on one axis, each with its interval and control; the axis fits them, in tenths."""
+    width, left, step, top = 400, 150, 24, 10
+    base = top + step * len(marks)
+    shown = [v for m in marks for v in (m.value, m.low, m.high, m.control) if v is not None and math.isfinite(v)]
+    shown += [chance] if chance is not None else []
+    first, last = math.floor(10 * min(shown)) / 10, math.ceil(10 * max(shown)) / 10
+    last = max(last, first + 0.1)
+
+    def x(v: float) -> str:
+        return _n(left + (v - first) / (last - first) * (width - left - 14))
+
+    parts = [
+        f'<text x="{x(v)}" y="{base + 15}" text-anchor="middle">{v:.3g}</text><path class="grid" d="M{x(v)} {top - 6}V{base}"/>'
+        for v in np.arange(round(10 * first), round(10 * last) + 1, math.ceil((last - first) * 10 / 6)) / 10
+    ]
+    if chance is not None:
+        parts.append(f'<path class="chance" d="M{x(chance)} {top - 6}V{base}"/>')
+    for number, mark in enumerate(marks):
+        y = top + step * number + step // 2
+        known = mark.low is not None and mark.high is not None and math.isfinite(mark.low + mark.high)
+        words = f"{mark.name}: {mark.value:.3f}" + (f", interval {mark.low:.3f} to {mark.high:.3f}" if known else "")
+        words += f", control {mark.control:.3f}" if mark.control is not None else ""
+        name = mark.name if len(mark.name) <= 22 else mark.name[:21] + "\u2026"
+        parts.append(
+            f'<g><title>{escape(words)}</title><text x="{14 if mark.is_inner else 4}" y="{y + 4}">{escape(name)}</text>'
+        )
+        if known and mark.low is not None and mark.high is not None:
+            parts.append(f'<path class="ci" d="M{x(mark.low)} {y}H{x(mark.high)}"/>')
+        if mark.control is not None:
+            parts.append(f'<path class="control" d="M{x(mark.control)} {_n(y - 4.5)}l4.5 4.5l-4.5 4.5l-4.5 -4.5z"/>')
+        parts.append(f'<circle class="dot" cx="{x(mark.value)}" cy="{y}" r="4"/></g>')
+    return _frame(width, base + 20, label, "".join(parts))
+
+
 def _power(exponent: int) -> str:
     return "1" if exponent == 0 else f"1e{exponent}"
 

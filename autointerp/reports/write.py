@@ -17,6 +17,7 @@ import jinja2
 from autointerp import __version__
 from autointerp.errors import StoreError
 from autointerp.files import disk_errors, write_json
+from autointerp.reports.coders import FILES, coders_frame, side_by_side
 from autointerp.reports.index import (
     coder_folder,
     coverage_rows,
@@ -76,7 +77,7 @@ def write_report(
             if progress is not None:
                 progress(number, len(chosen))
         _remove_stale(target / "latents", written)
-        return site.write("index.html", "index.html.j2", **_index(found, chosen, texts))
+        return site.write("index.html", "index.html.j2", **_index(found, chosen, texts), coders=_coders(target, found))
 
 
 def write_page(out: Path, template: str, *, name: str, **values: Any) -> Path:
@@ -190,6 +191,19 @@ def _index(found: Overview, chosen: Sequence[Key], texts: Mapping[Key, Sequence[
         "picks_by": picks_by,
         "data": table_data(found, chosen, texts),
     }
+
+
+def _coders(target: Path, found: Overview) -> dict[str, Any] | None:
+    """Write the table of coders side by side and return what the index shows of it; None where fewer than two are scored."""
+    frame = coders_frame(found)
+    is_shown = frame["coder"].nunique() > 1
+    for name in FILES:
+        (target / name).unlink(missing_ok=True)
+    if not is_shown:
+        return None
+    frame.to_parquet(target / FILES[0], index=False)
+    frame.to_csv(target / FILES[1], index=False)
+    return side_by_side(found, frame)
 
 
 def _write_assets(target: Path) -> None:

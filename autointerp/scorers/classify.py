@@ -19,23 +19,20 @@ from autointerp.errors import ReplyError
 from autointerp.examples.render import neutralise
 from autointerp.prompts import load_prompt
 from autointerp.protocols import Needs, Resources, Vocabulary
-from autointerp.records import Explanation, JsonSchema, LatentExamples, Reply, Request, Score, ScoreResult, Verdict
-from autointerp.rules import Rule
+from autointerp.records import Explanation, JsonSchema, LatentExamples, Reply, Request, Score, Verdict
 from autointerp.scorers.items import Answer, Item
-from autointerp.scorers.metrics import not_applicable, scores_of
+from autointerp.scorers.metrics import scores_of
 from autointerp.scorers.parse import read_list
-from autointerp.scorers.prompted import OneQuestion, PromptedConfig, Question, seeded_order
-from autointerp.scorers.rule_judge import judge_by_rule
+from autointerp.scorers.prompted import Question, seeded_order
+from autointerp.scorers.rule_judge import RuleJudged, RuleJudgedConfig
 
 LABELS = ("1", "0")
 _VARIABLES = {"list": frozenset({"explanation", "examples", "count"}), "labels": frozenset({"explanation", "example"})}
 
 
-class ClassifierConfig(PromptedConfig):
+class ClassifierConfig(RuleJudgedConfig):
     """How a classifier asks."""
 
-    judge: Literal["engine", "rule"] = "engine"
-    """Who answers: an engine, or the rule that the explanation carries (no LLM)."""
     mode: Literal["list", "labels"] = "list"
     """Several examples per prompt, or one with label probabilities (needs an engine that gives them)."""
     examples_per_prompt: int = Field(default=5, ge=1, le=50)
@@ -44,7 +41,7 @@ class ClassifierConfig(PromptedConfig):
     """In mode ``labels``: the two labels must have more probability than this together, or the reply counts as unparseable."""
 
 
-class Classifier(OneQuestion):
+class Classifier(RuleJudged):
     """A scorer that asks yes-or-no questions about examples."""
 
     prompts: ClassVar[tuple[str, str]]
@@ -76,28 +73,6 @@ class Classifier(OneQuestion):
         self, verdicts: Sequence[Verdict], latent: LatentExamples, explanation: Explanation, judge: str
     ) -> tuple[Score, ...]:
         return scores_of(verdicts, latent=latent, explanation=explanation, judge=judge, headline=self.headline)
-
-    def requests(self, latent: LatentExamples, explanation: Explanation, resources: Resources, /) -> list[Request]:
-        """Return the requests that :meth:`score` would send first, without sending any."""
-        return [] if self.config.judge == "rule" else super().requests(latent, explanation, resources)
-
-    async def score(
-        self, latent: LatentExamples, explanation: Explanation, resources: Resources, /, *, control: str | None = None
-    ) -> ScoreResult:
-        """Return one verdict per example and the metrics over them; see :class:`autointerp.protocols.Scorer`."""
-        if self.config.judge == "rule" and explanation.rule is None:
-            return ScoreResult(verdicts=(), scores=not_applicable(latent, explanation, judge="rule", headline=self.headline))
-        return await super().score(latent, explanation, resources, control=control)
-
-    async def answers(
-        self, items: Sequence[Item], latent: LatentExamples, explanation: Explanation, resources: Resources
-    ) -> tuple[dict[int, Answer], str]:
-        if self.config.judge == "engine":
-            return await super().answers(items, latent, explanation, resources)
-        assert explanation.rule is not None
-        asked = [item for item in items if item.is_asked]
-        answered = judge_by_rule(Rule.from_json(explanation.rule), asked, resources.vocabulary)
-        return {item.example_idx: answer for item, answer in zip(asked, answered, strict=True)}, "rule"
 
     def batches(self, items: Sequence[Item], latent: LatentExamples, seed: int) -> list[list[Item]]:
         """Return the items of each prompt; two versions of one text never share one."""

@@ -92,17 +92,19 @@ class ExampleEmbedding:
 
         items = items_of(queries.positives, queries.negatives)
         scored = queries.positives.joined(queries.negatives)
-        vectors = await self._vectors.of(
-            resources.embedder, [*texts(scored, masks), *texts(active, active_masks), *texts(silent, silent_masks)]
-        )
-        of_query, of_active, of_silent = np.split(vectors, [len(scored), len(scored) + len(active)])
+        # Only windows that some query is compared with are embedded: nothing else costs anything here.
+        drawn = [np.unique(np.concatenate(rows)) for rows in zip(*exemplars.values(), strict=True)]
+        sides = zip((active, silent), (active_masks, silent_masks), drawn, strict=True)
+        blocks = [(scored, masks), *((block.take(rows), block_masks[rows]) for block, block_masks, rows in sides)]
+        vectors = await self._vectors.of(resources.embedder, [text for block in blocks for text in texts(*block)])
+        of_query, of_active, of_silent = np.split(vectors, [len(scored), len(scored) + len(drawn[0])])
         turns = sorted(exemplars)
         verdicts = []
         for i, item in enumerate(items):
             # A silent query has no quantile, and must not be compared with other exemplars than the positives are.
             wanted = item.quantile if item.truth else int(queries.positives.quantiles[i % max(len(queries.positives), 1)])
             quantile = min(turns, key=lambda q: abs(q - wanted))
-            near, far = exemplars[quantile]
+            near, far = (np.searchsorted(rows, own) for rows, own in zip(drawn, exemplars[quantile], strict=True))
             delta = float((of_active[near] @ of_query[i]).mean() - (of_silent[far] @ of_query[i]).mean())
             answer = Answer(status="ok", value=delta, prompt_idx=item.example_idx)
             verdicts.append(verdict_of(item, answer, scorer=self.name, latent=latent, explanation=explanation, control=control))

@@ -25,25 +25,25 @@ from autointerp.records import Examples, Explanation, LatentExamples, Score, Ver
 from autointerp.scorers.items import Answer, Item, items_of
 from autointerp.scorers.metrics import not_applicable, scores_of
 from autointerp.scorers.parse import read_numbers
-from autointerp.scorers.prompted import OneQuestion, PromptedConfig, Question, seeded_order
+from autointerp.scorers.prompted import Question, seeded_order
+from autointerp.scorers.rule_judge import RuleJudged, RuleJudgedConfig
 
 NUM_TOP, NUM_WEIGHTED, NUM_SILENT = 2, 2, 10
 
 
-class SAEBenchConfig(PromptedConfig):
+class SAEBenchConfig(RuleJudgedConfig):
     """How windows are cut."""
 
     buffer: int = Field(default=10, ge=1)
     """Tokens on either side of the strongest one."""
 
 
-class SAEBench(OneQuestion):
+class SAEBench(RuleJudged):
     """Asks which of 14 windows fit the explanation."""
 
     Config = SAEBenchConfig
     name = "saebench"
     headline = "accuracy"
-    needs = Needs(engine=True)
     config: SAEBenchConfig
 
     def __init__(self, config: SAEBenchConfig | None = None) -> None:
@@ -52,8 +52,10 @@ class SAEBench(OneQuestion):
         Raises: ConfigError when it cannot be used.
         """
         self.config = config or SAEBenchConfig()
-        prompt = load_prompt(self.config.prompt or "score/saebench")
-        self._prompt = prompt.require("numbers", frozenset({"explanation", "examples", "count"}))
+        self.needs = Needs(engine=self.config.judge == "engine")
+        if self.needs.engine:
+            prompt = load_prompt(self.config.prompt or "score/saebench")
+            self._prompt = prompt.require("numbers", frozenset({"explanation", "examples", "count"}))
 
     def judged(self, latent: LatentExamples, control: str | None, seed: int) -> LatentExamples:
         """Return the latent with the windows that are asked about in place of all; with none where there are too few."""

@@ -14,6 +14,8 @@ of the predictions with the true activations over the tokens of all windows. Two
 - ``list``: the judge writes a JSON array with one integer per token, for engines without log-probabilities of the prompt. Not
   comparable with the other: it has no distribution, and many ties at 0.
 
+With ``judge = "rule"`` no LLM is asked: the prediction of a token is ten times its score by the rule.
+
 Predictions are never calibrated: a fit on the scored data would turn every correlation into its absolute value. A negative
 correlation stays negative, and one with a constant side is ``undefined``.
 """
@@ -35,10 +37,12 @@ from autointerp.examples.render import neutralise
 from autointerp.prompts import load_prompt
 from autointerp.protocols import Engine, Needs, Resources, Vocabulary
 from autointerp.records import Explanation, LatentExamples, Reply, Request, Score, Text, TokenLogprob, Verdict
+from autointerp.rules import Rule
 from autointerp.scorers.items import Answer, Item, items_of
 from autointerp.scorers.metrics import Rows
 from autointerp.scorers.parse import read_integers
-from autointerp.scorers.prompted import OneQuestion, PromptedConfig, Question
+from autointerp.scorers.prompted import Question
+from autointerp.scorers.rule_judge import RuleJudged, RuleJudgedConfig, tokens_by_rule
 from autointerp.scorers.tokens import Pieces, scored_prompt, shown_tokens
 
 HIDDEN = "unknown"
@@ -48,7 +52,7 @@ _NO_TEXT = "\ufffd"
 """Shown for a token that is part of a character and has no text of its own."""
 
 
-class SimulationConfig(PromptedConfig):
+class SimulationConfig(RuleJudgedConfig):
     """How simulation asks."""
 
     mode: Literal["logprobs", "list"] = "logprobs"
@@ -74,7 +78,7 @@ class Line:
         return f"{self.token}\t{self.value}\n"
 
 
-class Simulation(OneQuestion):
+class Simulation(RuleJudged):
     """Compares predicted levels with activations, token by token."""
 
     Config = SimulationConfig
@@ -87,6 +91,9 @@ class Simulation(OneQuestion):
         Raises: ConfigError when it cannot be used.
         """
         self.config = config = config or SimulationConfig()
+        if config.judge == "rule":
+            self.needs = Needs()
+            return
         is_list = config.mode == "list"
         self.needs = Needs(engine=True, prompt_logprobs=not is_list, constraints=is_list and config.constraint == "required")
         prompt = load_prompt(config.prompt or ("score/simulation-list" if is_list else "score/simulation"))
@@ -102,6 +109,11 @@ class Simulation(OneQuestion):
 
     def items(self, latent: LatentExamples, seed: int) -> list[Item]:
         return items_of(latent.positives, latent.negatives)
+
+    def by_rule(self, rule: Rule, items: Sequence[Item], vocabulary: Vocabulary) -> list[Answer]:
+        found = tokens_by_rule(rule, items, vocabulary)
+        levels = [(MAX_LEVEL * scores).tolist() for scores in found]
+        return [replace(_answer(item, row, 1.0), prompt_idx=i) for i, (item, row) in enumerate(zip(items, levels, strict=True))]
 
     def question(self, batch: Sequence[Item], explanation: Explanation, resources: Resources) -> Question:
         [item] = batch

@@ -59,7 +59,7 @@ class CalibrateConfig(Config):
     embedder: str | None = None
     """For scorers that compare texts by embeddings."""
     concurrency: int | None = Field(default=None, ge=1, json_schema_extra=RUNTIME)
-    negatives: tuple[str, ...] = ("random", "same_token")
+    negatives: tuple[str, ...] = ("random", "same_token", "neighbour_cooccurrence")
     """Sources of negatives to compare."""
     with_noise: bool = True
     """Whether the true explanations are also scored against every level of noise."""

@@ -210,7 +210,11 @@ class Section:
 
 
 def sections(frame: pd.DataFrame) -> list[Section]:
-    """Return the tables of :func:`calibration` that people look at."""
+    """Return the tables of :func:`calibration` that people look at.
+
+    Where a role's scores have no value for some latents, its own number of latents is in the frame, and the table has the
+    greatest.
+    """
     ranked = frame[frame["measure"] == "auroc"]
     roles = [role for role in ROLES if role in set(ranked["role"])]
     head = ["scorer", "judge", "prompt", "metric", "negatives"]
@@ -221,6 +225,14 @@ def sections(frame: pd.DataFrame) -> list[Section]:
             [[*head, "latents", *roles], *_ranked(ranked[ranked["family"] == "all"], head, roles)],
         )
     ]
+    won = frame[(frame["measure"] == "wins") & (frame["family"] == "all")]
+    found.append(
+        Section(
+            "How often the true explanation wins",
+            "Share of latents whose true explanation scores above their other one, ties counted half, with its 95% interval.",
+            [[*head, "latents", *roles], *_ranked(won, head, roles)],
+        )
+    )
     lesson = ranked[(ranked["family"] == "topic") & (ranked["role"] == "too_broad")]
     if len(lesson):
         note = (
@@ -336,27 +348,36 @@ def write_calibration(results: Path | str) -> tuple[pd.DataFrame, Path]:
         "calibration.html.j2",
         name=Path(results).resolve().name,
         sections=sections(frame),
-        plots=[plot for kind in ("moved", "missed") if (plot := _plot(frame, kind)) is not None],
+        plots=list(_plots(frame)),
     )
     frame.to_parquet(out / FILE, index=False)
     return frame, page
 
 
-def _plot(frame: pd.DataFrame, kind: str) -> dict[str, Any] | None:
-    levels = frame[(frame["measure"] == "level") & (frame["noise"] == kind)]
-    shares = sorted(levels["share"].unique())
-    curves = []
-    for key, group in list(levels.groupby(_VARIANT, sort=False))[: svg.MAX_CURVES]:
-        ordered = group.sort_values("share")
-        numbers = ordered[["value", "ci_low", "ci_high"]].to_numpy(float).tolist()
-        points: list[tuple[int, float, float | None, float | None]] = [
-            (shares.index(share), value, low, high) for share, (value, low, high) in zip(ordered["share"], numbers, strict=True)
-        ]
-        curves.append(svg.Curve(name=f"{key[0]}, {key[4]} negatives, judge {key[1]}", points=points, control=[]))
-    if not curves:
-        return None
-    label = f"Score of true explanations by share of firings {kind}"
-    drawing = svg.quantile_plot(
-        curves, chance=0.5, label=label, ticks=[f"{share:.0%}" for share in shares], caption=f"share of firings {kind}"
-    )
-    return {"title": label, "svg": drawing, "names": [curve.name for curve in curves]}
+def _plots(frame: pd.DataFrame) -> Iterator[dict[str, Any]]:
+    """Yield score against noise, a plot for each kind of noise and metric: metrics differ in what chance gives."""
+    chances = frame[frame["measure"] == "shuffled"].groupby("metric")["chance"].first()
+    for (kind, metric), levels in frame[frame["measure"] == "level"].groupby(["noise", "metric"], sort=False):
+        shares = sorted(levels["share"].unique())
+        # Every scorer has random negatives, so with them all are seen before any is seen twice.
+        variants = sorted(levels.groupby(_VARIANT, sort=False), key=lambda group: group[0][4] != "random")
+        curves = []
+        for key, group in variants[: svg.MAX_CURVES]:
+            ordered = group.sort_values("share")
+            numbers = ordered[["value", "ci_low", "ci_high"]].to_numpy(float).tolist()
+            points: list[tuple[int, float, float | None, float | None]] = [
+                (shares.index(share), value, low, high)
+                for share, (value, low, high) in zip(ordered["share"], numbers, strict=True)
+            ]
+            curves.append(svg.Curve(name=f"{key[0]}, {key[4]} negatives, judge {key[1]}", points=points, control=[]))
+        label = f"{str(metric).replace('_', ' ').capitalize()} of true explanations by share of firings {kind}"
+        left_out = f" ({len(variants) - len(curves)} more in the table)" if len(variants) > len(curves) else ""
+        chance = chances.get(metric)
+        drawing = svg.quantile_plot(
+            curves,
+            chance=None if chance is None or pd.isna(chance) else float(chance),
+            label=label,
+            ticks=[f"{share:.0%}" for share in shares],
+            caption=f"share of firings {kind}",
+        )
+        yield {"title": label + left_out, "svg": drawing, "names": [curve.name for curve in curves]}

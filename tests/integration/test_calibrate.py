@@ -7,11 +7,14 @@ from autointerp.errors import ConfigError
 from autointerp.results.load import load_explanations, load_scores
 from autointerp.store import open_store, verify_store
 from autointerp.studies.calibrate import CalibrateConfig, calibrate, chosen_latents
-from autointerp.studies.calibration import FILE, write_calibration
+from autointerp.studies.calibration import FILE, sections, write_calibration
 from autointerp.studies.plant import EXACT, LEVELS
 from autointerp.studies.planted import ORIGIN, ROLES, planted_in
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("calibrate")]  # one study for all of them
+
+
+BY_RULE = {"detection", "fuzzing", "simulation", "saebench", "delphi_detection", "delphi_fuzzing"}
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +51,8 @@ def test_every_command_can_read_the_store(study):
 
 def test_a_rule_judge_ranks_true_above_wrong(study):
     found = measure(study[2], "auroc", role="wrong", family="all")
-    assert {"detection", "fuzzing"} <= set(found["scorer"])
+    assert set(found["scorer"]) == BY_RULE
+    assert set(found["negatives"]) == {"random", "same_token", "neighbour_cooccurrence"}
     assert (found["value"] >= 0.99).all(), found[["scorer", "negatives", "value"]]
     same = measure(study[2], "auroc", role="paraphrase", family="all")["value"]
     assert (same == 0.5).all(), "a paraphrase has the same rule"
@@ -56,31 +60,54 @@ def test_a_rule_judge_ranks_true_above_wrong(study):
 
 def test_scores_fall_with_noise(study):
     found = measure(study[2], "spearman", noise="moved")
-    assert len(found) >= 4 and (found["value"] <= -0.9).all()
+    assert set(found["scorer"]) == BY_RULE and (found["value"] <= -0.9).all()
     levels = measure(study[2], "level", noise="moved", negatives="random")
     assert levels.groupby("scorer")["share"].nunique().min() >= 6
 
 
 def test_another_latents_explanation_is_worth_chance(study):
     found = measure(study[2], "shuffled", negatives="random")
-    assert len(found) >= 2
-    assert ((found["ci_low"] <= found["chance"]) & (found["chance"] <= found["ci_high"])).all()
+    assert set(found["scorer"]) == BY_RULE
     assert ((found["value"] - found["chance"]).abs() < 0.03).all()
+    # Two rules that never hold on one token predict against each other a little, so a correlation lies just below 0.
+    found = found[found["scorer"] != "simulation"]
+    assert ((found["ci_low"] <= found["chance"]) & (found["chance"] <= found["ci_high"])).all()
 
 
 def test_a_topic_is_told_from_the_truth_by_hard_negatives_only(study):
-    def of(negatives):
-        [value] = measure(study[2], "auroc", scorer="detection", role="too_broad", family="topic", negatives=negatives)["value"]
+    def of(scorer, negatives, column="value"):
+        [value] = measure(study[2], "auroc", scorer=scorer, role="too_broad", family="topic", negatives=negatives)[column]
         return value
 
-    assert of("random") <= 0.65 and of("same_token") >= 0.9
+    for scorer in ("detection", "delphi_detection", "fuzzing", "delphi_fuzzing", "saebench"):
+        assert of(scorer, "random", "ci_low") < 0.5
+    assert of("detection", "random") <= 0.65
+    for scorer in ("detection", "delphi_detection"):
+        assert of(scorer, "same_token") >= 0.9 and of(scorer, "neighbour_cooccurrence") >= 0.9
+    # Highlights of a silent window say nothing of a topic, unless they are where the neighbour fires.
+    assert of("fuzzing", "same_token", "ci_low") < 0.5 and of("fuzzing", "neighbour_cooccurrence") >= 0.9
+    lesson = next(section for section in sections(study[2]) if section.title.startswith("The topic alone"))
+    assert {(row[0], row[4]) for row in lesson.rows[1:]} >= {
+        ("detection", negatives) for negatives in ("random", "same_token", "neighbour_cooccurrence")
+    }
+
+
+def test_what_is_measured_of_every_scorer_and_judge(study):
+    frame = study[2]
+    for scorer in BY_RULE:
+        of_scorer = frame[frame["scorer"] == scorer]
+        assert set(of_scorer["measure"]) >= {"auroc", "wins", "level", "spearman", "shuffled", "shuffled_mean", "tokens"}
+        for name in ("auroc", "wins"):
+            assert set(measure(of_scorer, name, family="all")["role"]) == set(ROLES) - {"true"}
+        states_probabilities = set(of_scorer["measure"]) >= {"calibration_error", "brier"}
+        assert states_probabilities == (scorer != "simulation")
 
 
 def test_the_table_and_the_page_are_written(study):
     _, _, frame, page = study
     pd.testing.assert_frame_equal(pd.read_parquet(page.with_name(FILE)), frame, check_dtype=False)
     text = page.read_text(encoding="utf-8")
-    assert text.count("<svg") >= 2 and "same_token" in text and "style=" not in text
+    assert text.count("<svg") == 6 and "same_token" in text and "style=" not in text
 
 
 def test_a_second_call_has_nothing_to_do(study):
@@ -95,7 +122,7 @@ def test_a_judge_that_always_says_yes_ranks_nothing(study):
     config = study[0].model_copy(
         update={
             "scorers": ("detection",), "engine": "tests.judges:AlwaysYes", "with_noise": False,
-            "latents": study[0].latents[:4], "negatives": ("random", "same_token"),
+            "latents": study[0].latents[:4],
         }
     )  # fmt: skip
     reports = calibrate(config)
@@ -104,6 +131,7 @@ def test_a_judge_that_always_says_yes_ranks_nothing(study):
     found = measure(frame, "auroc", judge="always-yes", family="all")
     assert set(found["role"]) == set(ROLES) - {"true"} and (found["value"] == 0.5).all()
     assert set(measure(frame, "auroc", scorer="detection")["judge"]) == {"rule", "always-yes"}
+    assert set(measure(frame, "calibration_error")["judge"]) == {"rule"}, "a list of answers has no probabilities"
     [tokens] = measure(frame, "tokens", judge="always-yes")["value"]
     assert tokens > 1000 and (measure(frame, "tokens", judge="rule")["value"] == 0).all()
     assert measure(frame, "auroc", judge="always-yes")["prompt"].str.fullmatch(r"[0-9a-f]{8}").all()

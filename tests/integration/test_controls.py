@@ -4,6 +4,7 @@ import json
 import logging
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -15,7 +16,6 @@ from autointerp.errors import ConfigError, IdentityError, InputError
 from autointerp.jobs import cache as module
 from autointerp.jobs.cache import CacheConfig, cache
 from autointerp.jobs.check import check_coder
-from autointerp.results.load import load_scores
 from autointerp.store import open_store
 from autointerp.store.verify import verify_store
 from autointerp.subject.hooks import read_hookpoints
@@ -216,8 +216,13 @@ class TestRefusals:
             check_coder({"source": "neurons:layers.1.mlp", "subject": str(tiny_subject)})
 
 
+BY_RULE = {"detection", "fuzzing", "simulation", "saebench", "delphi_detection", "delphi_fuzzing"}
+
+
 @pytest.mark.slow
-def test_demo_with_controls_in_one_table(tmp_path, caplog):
+def test_demo_with_controls_in_one_table(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr("autointerp.demo.run.packaged_embedder", lambda: "tests.integration.test_scorers_all:Letters")
+    monkeypatch.setattr("autointerp.demo.run.FEW_LATENTS", 4)
     said = []
     with caplog.at_level(logging.WARNING):
         code = run_demo(
@@ -225,18 +230,40 @@ def test_demo_with_controls_in_one_table(tmp_path, caplog):
             say=said.append, controls=True,
         )  # fmt: skip
     assert code in (0, 3)
-    table = next(text for text in said if text.startswith("coder")).partition("\n\n")[0]
-    lines = [line.split() for line in table.splitlines()[2:] if " detection " in line]
-    names = [line[0] for line in lines]
-    assert names == ["neurons", "sae", "sae-random", "sae-reinit-matched", "sae-seed2", "skip-transcoder"]
-    assert {line[0]: line[1] for line in lines if line[0].startswith("sae-r")} == dict.fromkeys(names[2:4], "sae")
-    assert "control of" in table.splitlines()[0] and "control of sae" in (tmp_path / "results/report/index.html").read_text()
-    scores = load_scores(tmp_path / "results")
-    headline = scores[scores.is_headline & scores["quantile"].isna() & scores.control.isna() & (scores.status == "ok")]
-    assert set(headline.coder) == set(names)
-    medians = headline[headline.scorer == "detection"].groupby("coder").value.median()
+    names = ["neurons", "sae", "sae-random", "sae-reinit-matched", "sae-seed2", "skip-transcoder"]
+    lines = next(text for text in said if text.startswith("coder")).splitlines()
+    assert max(map(len, lines)) <= 140
+    heads = [line for line in lines if line.startswith("coder")]
+    assert set(" ".join(heads).split()) == {"coder"} | BY_RULE | {"embedding", "example_embedding"}
+    for name in names:
+        assert sum(line.startswith(f"{name} ") for line in lines) == len(heads)
+    # Every cell has a median with its interval, its chance and its lift; the SAE has those over its own controls as well.
+    assert sum(line.startswith(" ") and "over shuffled" in line for line in lines) == 6 * len(heads)
+    assert sum("over random" in line for line in lines) == sum("over reinit-matched" in line for line in lines) == len(heads)
+    assert any("4 of 12" in line for line in lines)
+    assert [text for text in said if text.startswith("left out: intruder")]
+    page = tmp_path / "results/report/index.html"
+    frame = pd.read_parquet(page.with_name("coders.parquet"))
+    assert set(frame["coder"]) == set(names) and set(frame["control_of"].dropna()) == {"sae"}
+    assert set(frame["scorer"]) == BY_RULE | {"embedding", "example_embedding"}
+    assert len(frame) == 6 * 8 and frame[["median", "chance", "over_shuffled", "over_shuffled_low"]].notna().all(axis=None)
+    assert set(frame["num_planned"]) == {12} and frame["num_scored"].le(12).all()
+    section = page.read_text(encoding="utf-8").partition('id="h-coders"')[2].partition('id="h-scores"')[0]
+    assert section.count("<svg") == 8 and "control of sae" in section
+    medians = frame[frame["scorer"] == "detection"].set_index("coder")["median"]
     assert medians["skip-transcoder"] > medians["sae-reinit-matched"] and medians["sae"] > medians["sae-reinit-matched"]
     assert not [r for r in caplog.records if "sae-reinit" in r.getMessage()]  # a control is not warned about
+
+
+def test_demo_refuses_a_scorer_that_reads(tmp_path, monkeypatch):
+    monkeypatch.setattr("autointerp.demo.run.packaged_embedder", lambda: None)
+    for name, needs in (("intruder", "an LLM; give --llm"), ("embedding", "an embedder; pip install")):
+        with pytest.raises(ConfigError, match=f"{name} needs {needs}"):
+            run_demo(
+                store=tmp_path / "s", results=tmp_path / "r", num_tokens=4_096, latents="random:2", engine=None,
+                say=lambda _: None, scorers=(name,),
+            )  # fmt: skip
+    assert not (tmp_path / "s").exists()
 
 
 @pytest.mark.slow

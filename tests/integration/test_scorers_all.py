@@ -91,7 +91,7 @@ def test_without_an_engine_the_rest_is_listed(results, capsys):
         capsys, "score", results, "--scorer", "all", "--judge", "rule", "--embedder", EMBEDDER, *FEW, "--no-control"
     )
     assert code == 0
-    assert "left out: simulation needs an LLM: give --engine" in out and "intruder needs an LLM" in out
+    assert "left out: surprisal needs an LLM: give --engine" in out and "intruder needs an LLM" in out
     code, out, err = call(capsys, "score", results, "--scorer", "embedding")
     assert code == 2 and "needs an embedder: give --embedder" in err
     code, _, err = call(capsys, "score", results, "--scorer", "embedding", "--embedder", "no.such.module:Class")
