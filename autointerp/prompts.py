@@ -2,8 +2,8 @@
 
 Only the last user message and the reminder have variables, written ``{{name}}``; system text and worked examples are sent as
 they stand, so that every latent shares them as a prefix. Substituted text is never expanded again: what the corpus or a model
-wrote is data. Prompts are looked up in the checkout's ``prompts/`` when the package lies in one, else in the package's own
-copy.
+wrote is data, in which the marker of the answer is broken, so that a reply that repeats it answers nothing. Prompts are looked
+up in the checkout's ``prompts/`` when the package lies in one, else in the package's own copy.
 """
 
 from __future__ import annotations
@@ -94,6 +94,7 @@ class Prompt:
             raise ConfigError(
                 f"{where} has answer = {file.answer!r} and {found}; a reminder goes with prompts that are answered"
             )
+        self._marker = None if file.marker is None else marker_pattern(file.marker)
         self.prompt_id = digest({"prompt": 1, **file.model_dump(mode="json", exclude={"description", "variables"})})
 
     def require(self, answer: AnswerForm, variables: frozenset[str]) -> Prompt:
@@ -129,7 +130,14 @@ class Prompt:
     def _value(self, name: str, values: Mapping[str, str]) -> str:
         if name not in values:
             raise ConfigError(f"{self.where} needs a value for the variable {name!r}; {nearest(name, values)}")
-        return values[name]
+        value = values[name]
+        return value if self._marker is None else self._marker.sub(lambda found: f"{found[0][:1]} {found[0][1:]}", value)
+
+
+def marker_pattern(marker: str) -> re.Pattern[str]:
+    """Return what finds a marker in text, also with bold marks about its colon."""
+    decorated = re.escape(marker.removesuffix(":")) + (r"\*{0,2}:\*{0,2}" if marker.endswith(":") else "")
+    return re.compile(decorated)
 
 
 def parse_prompt(values: Mapping[str, Any], *, where: str) -> Prompt:

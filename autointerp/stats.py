@@ -14,7 +14,9 @@ averaged.
   (documents) on Fisher's z scale (Efron and Tibshirani 1993, chapter 11): tokens of one text are not independent, so none is
   ever left out alone. A few documents carry the variance of sparse data, so the t quantile has the degrees of freedom of a
   variance of such kurtosis (Satterthwaite 1946). In simulation, 20 to 100 documents, it covered 0.92 to 0.96, percentiles of a
-  bootstrap over documents 0.87 to 0.94.
+  bootstrap over documents 0.87 to 0.94. Where nothing is wrong, or all that is lies in one document, the others correlate by
+  exactly 1 and the jackknife has no spread to go by: |r| is then a rate of right documents, by Wilson's interval, of Kish's
+  effective number of them with their shares of the variance as weights.
 - Average precision: the step sum of precision over recall (Zhu 2004), ties counted as one step; the binomial interval of Boyd,
   Eng and Page (2013, section 3.1) with the number of positives, by Wilson's score equation, which also holds near 1.
 - Rates of weighted examples: Wilson's interval with Kish's effective number, (sum of weights)^2 / sum of squared weights.
@@ -156,8 +158,8 @@ def correlation(
 ) -> Interval | None:
     """Return Pearson's correlation with a jackknife interval over `clusters`; None when a side is constant or empty.
 
-    Limits are NaN where they are undefined: with a single cluster, with all the variation of a side in one cluster, or at a
-    correlation of exactly 1 or -1.
+    Limits are NaN where they are undefined: with a single cluster, with all the variation of a side in one cluster, or where
+    one cluster decides between a correlation of exactly 1 and a negative one.
     """
     a, b = np.asarray(x, np.float64), np.asarray(y, np.float64)
     if not len(a) == len(b) == len(clusters):
@@ -171,14 +173,24 @@ def correlation(
     total = parts.sum(axis=1)
     value = float(_pearson(total[:, None])[0])
     k = parts.shape[1]
-    low = high = math.nan
     left_out = _pearson(total[:, None] - parts) if k > 1 else np.array([math.nan])
-    if np.all(np.abs(left_out) < 1 - 1e-12) and abs(value) < 1 - 1e-12:
-        z = np.arctanh(left_out)
-        squares = np.square(z - z.mean())
-        error = math.sqrt((k - 1) / k * float(squares.sum()))
-        half = float(stdtrit(_degrees(squares), 0.5 + level / 2)) * error
-        low, high = math.tanh(math.atanh(value) - half), math.tanh(math.atanh(value) + half)
+    if not np.isfinite(left_out).all():
+        return Interval(value=value, low=math.nan, high=math.nan, method="jackknife_document")
+    extreme = float(left_out[np.abs(left_out).argmax()])
+    if abs(extreme) >= 1 - 1e-12:
+        if extreme * value <= 0:
+            return Interval(value=value, low=math.nan, high=math.nan, method="jackknife_document")
+        # Both sides have mean 0 and variance 1 here, so that these sums of squares are shares of the variance.
+        share = parts[3] + parts[4]
+        effective = float(share.sum()) ** 2 / float(np.square(share).sum())
+        right = wilson(abs(value) * effective, effective, level=level)
+        low, high = (right.low, right.high) if value > 0 else (-right.high, -right.low)
+        return Interval(value=value, low=low, high=high, method="wilson_document")
+    z = np.arctanh(left_out)
+    squares = np.square(z - z.mean())
+    error = math.sqrt((k - 1) / k * float(squares.sum()))
+    half = float(stdtrit(_degrees(squares), 0.5 + level / 2)) * error
+    low, high = math.tanh(math.atanh(value) - half), math.tanh(math.atanh(value) + half)
     return Interval(value=value, low=low, high=high, method="jackknife_document")
 
 

@@ -194,6 +194,58 @@ def clustered(reps: int, *, with_effect: bool) -> Table:
     return Table(title, note, tuple(f"n = {n} + {n}" for n in sizes), rows, sizes if with_effect else (0, 0))
 
 
+def predictions(
+    documents: int, random: np.random.Generator, *, is_graded: bool = False, windows: float = 0.0, whole: float = 0.0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return predicted levels, activations and the document of each token: four windows of 32 a document, half of them silent.
+
+    `is_graded`: predictions are noisy and saturate, else they are the activations. Shares of windows, and of whole documents,
+    have one level of 2 at a random token instead.
+    """
+    num = 4 * documents
+    y = np.zeros((num, 32))
+    fires = random.random(num) < 0.5
+    y[np.flatnonzero(fires), random.integers(0, 32, int(fires.sum()))] = random.gamma(2, 1, int(fires.sum()))
+    x = np.minimum(y, 4) + 0.5 * random.gamma(0.5, 1, (num, 32)) if is_graded else y.copy()
+    wrong = (random.random(num) < windows) | np.repeat(random.random(documents) < whole, 4)
+    x[wrong] = 0
+    x[np.flatnonzero(wrong), random.integers(0, 32, int(wrong.sum()))] = 2
+    return x.ravel(), y.ravel(), np.repeat(np.arange(documents), 4 * 32)
+
+
+def correlations(reps: int) -> Table:
+    cases: dict[str, dict[str, float | bool]] = {
+        "all right": {},
+        "noisy levels": {"is_graded": True},
+        "1% of windows wrong": {"windows": 0.01},
+        "5% of windows wrong": {"windows": 0.05},
+        "20% of windows wrong": {"windows": 0.2},
+        "50% of windows wrong": {"windows": 0.5},
+        "noisy levels, 20% of windows wrong": {"is_graded": True, "windows": 0.2},
+        "5% of documents wrong": {"whole": 0.05},
+        "20% of documents wrong": {"whole": 0.2},
+    }
+    rows = []
+    for number, (name, case) in enumerate(cases.items()):
+        x, y, _ = predictions(20_000, np.random.default_rng([13, number]), **case)  # type: ignore[arg-type]
+        truth = float(np.corrcoef(x, y)[0, 1])
+        values = []
+        for n in SIZES:
+            random = np.random.default_rng([13, number, n])
+            held = 0
+            for _ in range(reps):
+                interval = stats.correlation(*predictions(n, random, **case))  # type: ignore[arg-type]
+                held += interval is not None and interval.low - 1e-9 <= truth <= interval.high + 1e-9
+            values.append(held / reps)
+        rows.append((name, values))
+    note = (
+        f"Sparse activations, four windows a document, half of them silent; {reps} draws each. Where at most one document is "
+        "wrong the method is `wilson_document`. An interval without limits counts as a miss."
+    )
+    columns = tuple(f"{n} documents" for n in SIZES)
+    return Table("Correlation: `jackknife_document`", note, columns, rows, SIZES)
+
+
 def summaries(reps: int) -> Table:
     """Latents drawn from a skewed population of balanced accuracies, each measured on 50 + 50 examples."""
     rows: dict[str, list[float]] = {"mean: `t`": [], "median: `order_statistic`": [], "mean by firing rate: `t_weighted`": []}
@@ -228,6 +280,7 @@ def tables(reps: int) -> list[Table]:
         areas(levels, "scores with two values", reps, 3),
         clustered(reps, with_effect=True),
         clustered(reps, with_effect=False),
+        correlations(reps // 4),
         summaries(reps),
     ]
 

@@ -23,6 +23,7 @@ from autointerp.errors import ConfigError
     help="random-coder, reinit-subject or reinit-matched, of every coder or of NAME; see below.",
 )
 @click.option("--tokens", callback=token_count, metavar="N", help="Stop after N tokens: 10M, 500k.  [default: 10M]")
+@click.option("--extend-tokens", callback=token_count, metavar="N", help="Let the finished store grow to N tokens; see above.")
 @click.option("--ctx-len", type=int, help="Tokens per context.  [default: 256]")
 @click.option("--text-column", help="The column with the text.  [default: text]")
 @click.option("--messages", metavar="COLUMN", help="A column of chat messages, rendered with the subject's chat template.")
@@ -33,6 +34,8 @@ from autointerp.errors import ConfigError
 @click.option("--device-map", help="Split the subject as accelerate does: auto, or JSON {module: device, cpu or disk}.")
 @click.option("--quantization", type=click.Choice(["4bit", "8bit"]), help="Quantise the subject with bitsandbytes.")
 @click.option("--memory-budget", metavar="SIZE", help="Memory for activations on their way to disk.  [default: 1GiB]")
+@click.option("--coders-per-pass", type=int, metavar="K", help="Most coders in memory at once; see above.  [default: all]")
+@click.option("--worker", metavar="I/N", help="This is writer I of N (0-based) of one store; see above.")
 @click.option("--force", is_flag=True, default=None, help="Cache coders that do not seem to fit the subject, too.")
 @click.option("--out", type=click.Path(path_type=Path), help="The store.  [default: cache/SUBJECT]")
 @click.option(
@@ -75,7 +78,13 @@ def command(
       reinit-matched   NAME-reinit-matched  the same, with the vectors brought to the trained subject's mean and spread
     \b
     A coder's hookpoint (MODULE.PATH@in or @out) is read from its files where they say it; @@HOOKPOINT states it.
-    The same command resumes after a kill; with one more --coder it adds that coder to a finished store.
+    The same command resumes after a kill; with one more --coder it adds that coder to a finished store. Coders that do not
+    fit in memory together: --coders-per-pass K records K of them (each with its controls) at a time, and reads the corpus
+    once for every K.
+    
+    More tokens later:  the same command, with every coder and control of the store, and --extend-tokens N
+    Several machines:   the same command with --worker 0/N ... --worker N-1/N, each records its share of the runs; then once
+                        without --worker, which records what is missing and merges. Folders may also be copied together.
     """
     from autointerp.jobs.cache import CacheConfig, cache, plan_cache
 

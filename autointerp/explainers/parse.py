@@ -7,6 +7,7 @@ from collections.abc import Collection
 
 from autointerp.errors import ReplyError
 from autointerp.examples.render import neutralise
+from autointerp.prompts import marker_pattern
 from autointerp.records import Reply
 
 _BLANK = re.compile(r"\n\s*\n")
@@ -23,8 +24,7 @@ def read_explanation(reply: Reply, *, marker: str, max_chars: int, not_these: Co
     if reply.finish != "stop":
         raise ReplyError(f"the reply ended early ({reply.finish}), so what it says is not complete", raw=reply.text)
     text = reply.text
-    decorated = re.escape(marker.removesuffix(":")) + (r"\*{0,2}:\*{0,2}" if marker.endswith(":") else "")
-    places = list(re.finditer(decorated, text))
+    places = list(marker_pattern(marker).finditer(text))
     if not places:
         raise ReplyError(f"the reply has no line that begins with {marker!r}", raw=text)
     after = _BLANK.split(text[places[-1].end() :].strip(), maxsplit=1)[0]
@@ -39,7 +39,9 @@ def read_explanation(reply: Reply, *, marker: str, max_chars: int, not_these: Co
 
 
 def _repeats(explanation: str, other: str) -> bool:
-    # Not the short ones: two words of an explanation may well occur in the prompt.
+    if explanation.casefold() == other.casefold():
+        return True
+    # Not parts of short ones: two words of an explanation may well occur in the prompt.
     return min(len(explanation), len(other)) >= _ECHO_CHARS and (explanation in other or other in explanation)
 
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,9 +30,19 @@ from autointerp.jobs.signals import StopFlag, listening
 from autointerp.jobs.token_progress import TokenProgress
 from autointerp.store.corpus import tokens_digest
 from autointerp.store.disk import DiskPlan, check_disk, plan_disk, size_text
-from autointerp.store.layout import MANIFEST, STATE, TOKENIZER, check_coder_names, coder_file
-from autointerp.store.manifest import CoderRecord, Identity, Manifest, check_identity, read_coder, read_manifest
+from autointerp.store.layout import GROWN, MANIFEST, STATE, TOKENIZER, check_coder_names, coder_file
+from autointerp.store.manifest import (
+    CoderExtent,
+    CoderRecord,
+    Identity,
+    Manifest,
+    check_coder_identity,
+    check_identity,
+    read_coder,
+    read_manifest,
+)
 from autointerp.store.reader import open_store
+from autointerp.store.runs import contexts_in_run
 from autointerp.store.vocab import write_vocabulary
 from autointerp.store.writer import StoreWriter
 from autointerp.subject.corpus import Context, Corpus, CorpusConfig
@@ -43,6 +53,7 @@ from autointerp.subject.neurons import neurons
 from autointerp.subject.recorder import Reading, Recorder, TokenFilter
 from autointerp.subject.reinit import reinitialised
 from autointerp.subject.vocabulary import token_bytes
+from autointerp.worker import Worker
 
 logger = logging.getLogger("autointerp.jobs")
 
@@ -93,6 +104,12 @@ class CacheConfig(Config):
     """Memory for activations on their way to disk, such as ``512MB``; decides how long a run, the unit of resume, is."""
     contexts_per_run: int | None = Field(default=None, gt=0, json_schema_extra=RUNTIME)
     """Length of a run where the memory budget should not decide it."""
+    coders_per_pass: int | None = Field(default=None, gt=0, json_schema_extra=RUNTIME)
+    """Most coders (each with its controls) in memory at once; the subject reads the corpus once for every so many."""
+    extend_tokens: int | None = Field(default=None, gt=0, json_schema_extra=RUNTIME)
+    """Let a finished store grow to this many tokens of the same corpus; stands for `corpus.num_tokens`."""
+    worker: str | None = Field(default=None, json_schema_extra=RUNTIME)
+    """``I/N``: record only every N-th run, beside N - 1 other processes; a call without this merges what they recorded."""
     force: bool = Field(default=False, json_schema_extra=RUNTIME)
     """Cache also what looks absurd: a coder that reconstructs worse than the mean, or far from its declared L0."""
     progress: bool | None = Field(default=None, json_schema_extra=RUNTIME)
@@ -105,14 +122,16 @@ class CacheConfig(Config):
 
 
 def cache(config: CacheConfig | Mapping[str, Any]) -> Path:
-    """Build, finish or extend the store at `config.out`; return its path.
+    """Build, finish or extend the store at `config.out`; return its path. After a `worker` it may be unfinished.
 
     Raises: IdentityError when the store there was made from other inputs; Interrupted after SIGINT, SIGTERM or SIGUSR1, with
     every finished run kept; InputError for what cannot be used, before anything is written.
     """
     if not isinstance(config, CacheConfig):
         config = CacheConfig.parse(config, where="cache")
-    _check_not_imported(config.out.expanduser())
+    path = config.out.expanduser()
+    StoreWriter.complete(path)
+    _check_not_imported(path)
     stop = StopFlag()
     with listening(stop):
         return _Job(config, stop).run()
@@ -123,9 +142,9 @@ class CachePlan:
     """What a call of :func:`cache` would take."""
 
     coders: tuple[str, ...]
-    """The coders that are not in the store yet, controls among them."""
+    """The coders that are not in the store yet, controls among them; all of them where it grows."""
     num_tokens: int | None
-    """Corpus tokens; None: all that the corpus has, which is not known before it is read."""
+    """Corpus tokens (of a store that grows, the new ones); None: all that the corpus has, not known before it is read."""
     l0: float
     """Expected activations per token, of `coders` together."""
     tokens_per_s: float
@@ -166,14 +185,23 @@ class _Job:
     """One call of :func:`cache`."""
 
     def __init__(self, config: CacheConfig, stop: StopFlag) -> None:
+        if config.extend_tokens is not None:
+            config = config.model_copy(update={"corpus": config.corpus.model_copy(update={"num_tokens": config.extend_tokens})})
         self._config, self._stop = config, stop
+        self._worker = Worker.parse(config.worker) if config.worker is not None else None
+        if self._worker is not None and config.coders_per_pass is not None:
+            raise ConfigError(
+                "--worker and --coders-per-pass cannot be used together: give the workers one group of --coder after another"
+            )
         self._started = time.monotonic()
         self._filter = TokenFilter.parse(config.token_filter)
         names = [coder.name for coder in config.coders]
         check_coder_names(names)
         if len(set(names)) < len(names):
             raise ConfigError(f"two coders have the name {max(names, key=names.count)!r}; give each its own")
-        self._controls = parse_controls(config.controls, names, seed=config.control_seed)
+        self._all_controls = parse_controls(config.controls, names, seed=config.control_seed)
+        check_coder_names([*names, *(control.name for control in self._all_controls)])
+        self._is_growing = will_grow(config, {*names, *(control.name for control in self._all_controls)})
         self._subject = load_subject(
             config.subject,
             revision=config.revision,
@@ -190,71 +218,181 @@ class _Job:
             mark_template=self._filter.template,
         )
         self._batch_tokens = config.batch_tokens or (2048 if self._subject.device.type == "cpu" else 8192)
-        self._readings = {coder.name: reading_of(coder, self._subject) for coder in config.coders}
-        self._records = {name: _record(reading, self._subject) for name, reading in self._readings.items()}
+        self._is_corpus_checked = False
+        self._first: list[Context] = []
 
     def plan(self) -> CachePlan:
-        path = self._config.out.expanduser()
-        contexts = list(islice(self._corpus.contexts(), _CONTROL_CONTEXTS))
-        self._add_controls(path, contexts)
-        recorder = self._recorder(self._readings)
-        l0 = self._expected_l0(recorder, contexts[:_PROBE_CONTEXTS])  # also the first, slow pass
-        started, num_tokens = time.perf_counter(), 0
-        for tokens, found in recorder.batches(contexts):
-            num_tokens += tokens
-            for _ in found:  # encodes
-                pass
-        seconds = time.perf_counter() - started
-        there = _coders_there(path)
+        path, num_tokens = self._config.out.expanduser(), self._config.corpus.num_tokens
+        l0, seconds, num_probed = dict[str, float](), 0.0, 0
+        for coders in self._passes():
+            recorder, some = self._load(path, coders)  # also the first, slow pass
+            l0 |= some
+            contexts = list(islice(self._corpus.contexts(), _CONTROL_CONTEXTS))
+            started, num_probed = time.perf_counter(), sum(len(context.tokens) for context in contexts)
+            for _, found in recorder.batches(contexts):
+                for _ in found:  # encodes
+                    pass
+            seconds += time.perf_counter() - started
+        there = {} if self._is_growing else _coders_there(path)
+        disk = self._disk(path, l0, is_growing=self._is_growing)
+        if self._is_growing and num_tokens is not None:
+            num_tokens = max(0, num_tokens - read_manifest(path).extent.num_tokens)
         return CachePlan(
             coders=tuple(name for name in l0 if name not in there),
-            num_tokens=self._config.corpus.num_tokens,
+            num_tokens=num_tokens,
             l0=sum(value for name, value in l0.items() if name not in there),
-            tokens_per_s=num_tokens / seconds,
-            disk=self._disk(path, l0),
+            tokens_per_s=num_probed / seconds,
+            disk=disk,
         )
 
     def run(self) -> Path:
         path = self._config.out.expanduser()
         self._check_corpus_of_unfinished(path)
-        stream = self._corpus.contexts()
-        first = list(islice(stream, _CONTROL_CONTEXTS if self._controls else _PROBE_CONTEXTS))
-        self._add_controls(path, first)
+        passes = self._passes()
+        l0: dict[str, float] = {}
+        if len(passes) > 1 and (self._is_growing or any(self._lacks(path, coders) for coders in passes)):
+            # What is wrong with the last coder is said before the first is recorded, and runs are as long as in one pass.
+            for coders in passes:
+                l0 |= self._load(path, coders)[1]
+                self._check_coders(path, self._first[:_PROBE_CONTEXTS])
+        if self._is_growing:
+            self._run_passes(path, passes, l0, is_growing=True)
+            self._is_corpus_checked = True
+            if self._worker is not None:
+                return path  # coders that the store lacks are added when it has grown
+        if any(self._lacks(path, coders) for coders in passes):
+            passes = [coders for coders in passes if self._lacks(path, coders)]
+        elif self._is_growing:
+            return path
+        self._run_passes(path, passes, l0)
+        return path
+
+    def _run_passes(
+        self, path: Path, passes: Sequence[Sequence[CoderConfig]], l0: Mapping[str, float], *, is_growing: bool = False
+    ) -> None:
+        for number, coders in enumerate(passes, start=1):
+            if len(passes) > 1:
+                logger.info("pass %d of %d: %s", number, len(passes), ", ".join(coder.name for coder in coders))
+            if number > 1 and self._stop.reason is not None:
+                raise Interrupted(
+                    f"stopped by {self._stop.reason} after {number - 1} of {len(passes)} passes over the coders of {path}; "
+                    "run the same command again to go on"
+                )
+            self._run_pass(path, coders, l0, is_growing=is_growing)
+
+    def _passes(self) -> list[tuple[CoderConfig, ...]]:
+        """Return the coders in groups that are in memory together, in the order they were given."""
+        coders = self._config.coders
+        size = self._config.coders_per_pass or len(coders)
+        return [coders[start : start + size] for start in range(0, len(coders), size)]
+
+    def _lacks(self, path: Path, coders: Sequence[CoderConfig]) -> bool:
+        """Return whether one of these coders or their controls is not in a finished store."""
+        names = {coder.name for coder in coders}
+        names |= {control.name for control in self._all_controls if control.of in names}
+        return not names <= set(_coders_there(path))
+
+    def _load(self, path: Path, coders: Sequence[CoderConfig]) -> tuple[Recorder, dict[str, float]]:
+        """Bring these coders and their controls into memory, in place of others; return what runs them, and their L0."""
+        self._readings: dict[str, Reading] = {}  # the former go before the next come
+        self._readings |= {coder.name: reading_of(coder, self._subject) for coder in coders}
+        self._records = {name: _record(reading, self._subject) for name, reading in self._readings.items()}
+        controls = [control for control in self._all_controls if control.of in self._readings]
+        if not self._first:
+            self._first = list(islice(self._corpus.contexts(), _CONTROL_CONTEXTS if self._all_controls else _PROBE_CONTEXTS))
+        self._add_controls(path, controls, self._first)
         recorder = self._recorder(self._readings)
-        self._check_coders(path, first[:_PROBE_CONTEXTS])
-        l0 = self._expected_l0(recorder, first[:_PROBE_CONTEXTS])
-        disk = self._disk(path, l0)
+        return recorder, self._expected_l0(recorder, self._first[:_PROBE_CONTEXTS])
+
+    def _run_pass(
+        self, path: Path, coders: Sequence[CoderConfig], l0_of_all: Mapping[str, float], *, is_growing: bool = False
+    ) -> None:
+        """Record these coders and their controls where the store lacks them; they are in memory only meanwhile.
+
+        `is_growing`: what the store has already of these is recorded on the tokens that are new.
+        """
+        there = _coders_there(path) if is_growing else {}
+        coders = [coder for coder in coders if coder.name in there or not is_growing]
+        if not coders:
+            return
+        recorder, l0 = self._load(path, coders)
+        if not l0_of_all:
+            self._check_coders(path, self._first[:_PROBE_CONTEXTS])
+        l0 = {**l0, **l0_of_all}
+        disk = self._disk(path, l0, is_growing=is_growing)
         if disk is not None:
             check_disk(path, disk)
         with StoreWriter.create_or_resume(
             path,
             identity=self._identity(),
-            coders=self._records,
+            coders={name: record for name, record in self._records.items() if name in there or not is_growing},
             memory_budget_bytes=int(self._config.memory_budget),
-            l0=l0,
-            contexts_per_run=self._config.contexts_per_run,
+            contexts_per_run=self._contexts_per_run(l0),
             document_columns=self._corpus.column_types(),
             provenance=self._provenance(),
+            is_growing=is_growing,
+            worker=self._worker,
         ) as writer:
-            contexts = chain(first, stream)
+            contexts = self._corpus.contexts()
+            if writer.is_finished and is_growing:
+                return
             if writer.is_finished:
-                self._check_corpus_of_finished(read_manifest(path), contexts)
-                logger.info("%s has all of this already; nothing to do", path)
-                return path
+                if not self._is_corpus_checked:
+                    self._check_corpus_of_finished(read_manifest(path), contexts)
+                self._is_corpus_checked = True
+                logger.info("%s has all of this already (%s); nothing to do", path, ", ".join(self._readings))
+                return
             wanted = writer.coder_names
             recorder = self._recorder({name: self._readings[name] for name in wanted})
-            if not (path / MANIFEST).exists():
+            if not (path / MANIFEST).exists() and self._worker is None:
                 self._subject.tokenizer.save_pretrained(path / TOKENIZER)
                 write_vocabulary(path / TOKENIZER, *token_bytes(self._subject.tokenizer))
             if not writer.has_all_runs:
                 self._record(writer, recorder, contexts)
+            if self._worker is not None:
+                self._say_what_is_missing(writer, self._worker)
+                return
             writer.finish()
-        self._summarise(path, recorder, wanted)
-        return path
+        if writer.path == path:
+            self._summarise(path, recorder, wanted)
+
+    def _say_what_is_missing(self, writer: StoreWriter, worker: Worker) -> None:
+        """Log which runs no worker has committed yet."""
+        if writer.has_all_runs:
+            return
+        missing: dict[int, int] = {}
+        for run in writer.missing_runs():
+            owner = run % worker.count
+            missing[owner] = missing.get(owner, 0) + 1
+        whose = ", ".join(f"{count} of worker {owner}" for owner, count in sorted(missing.items()))
+        logger.info(
+            "worker %d of %d is done; %s",
+            worker.index, worker.count,
+            f"runs still missing: {whose}" if missing
+            else f"all runs are there ({writer.num_runs}): run the same command without --worker to merge them",
+        )  # fmt: skip
+
+    @property
+    def _group(self) -> int:
+        """Contexts that are batched together."""
+        return max(1, _BATCHES_PER_GROUP * self._batch_tokens // self._config.corpus.ctx_len)
+
+    def _contexts_per_run(self, l0: Mapping[str, float]) -> int:
+        """Return the length of runs: as asked, or what the memory budget allows.
+
+        The latter ends between two groups, so that batches, and with them the last bits of values, do not depend on it.
+        """
+        if self._config.contexts_per_run is not None:
+            return self._config.contexts_per_run
+        budget, ctx_len = int(self._config.memory_budget), self._config.corpus.ctx_len
+        contexts = contexts_in_run(budget, ctx_len=ctx_len, l0=sum(l0.values()))
+        return contexts - (contexts % self._group if contexts > self._group else 0)
 
     def _check_coders(self, path: Path, contexts: list[Context]) -> None:
-        """Refuse a coder that is not in the store yet and gives what no trained coder gives."""
+        """Refuse another coder than the store has of that name, and a new one that gives what no trained coder gives."""
         there = open_store(path).coder_names if (path / MANIFEST).exists() else []
+        for name in set(there) & set(self._records):
+            check_coder_identity(read_coder(path, name), self._records[name], coder=name, where=path)
         for name, reading in self._readings.items():
             target = self._records[name].target
             spec = reading.coder.spec
@@ -274,8 +412,7 @@ class _Job:
 
     def _record(self, writer: StoreWriter, recorder: Recorder, contexts: Iterator[Context]) -> None:
         """Read the corpus from its beginning; run the subject on the runs that are not committed."""
-        ctx_len = self._config.corpus.ctx_len
-        group = max(1, _BATCHES_PER_GROUP * self._batch_tokens // ctx_len)
+        ctx_len, group = self._config.corpus.ctx_len, self._group
         if writer.committed_runs:
             logger.info("going on after %d finished runs", writer.committed_runs)
         with TokenProgress(self._config.corpus.num_tokens, self._config.progress) as progress:
@@ -301,12 +438,12 @@ class _Job:
         if counts.num_undecodable:
             logger.warning("%d documents of the corpus could not be decoded and were left out", counts.num_undecodable)
 
-    def _add_controls(self, path: Path, contexts: list[Context]) -> None:
+    def _add_controls(self, path: Path, controls: Sequence[Control], contexts: list[Context]) -> None:
         """Make the controls beside the coders they are of."""
         config = self._config
         sources = {coder.name: coder.source for coder in config.coders}
         untrained: Subject | None = None
-        for control in self._controls:
+        for control in controls:
             reading = self._readings[control.of]
             if control.kind == RANDOM_CODER:
                 k = reading.coder.spec.k or _recorded_k(path, control.name) or self._measured_k(control, contexts)
@@ -326,7 +463,6 @@ class _Job:
                     sibling = replace(sibling, coder=coder.reading_through(self._matching(reading, sibling, contexts)))
             self._readings[control.name] = sibling
             self._records[control.name] = _record(sibling, self._subject, control_of=control.of)
-        check_coder_names(list(self._readings))
 
     def _matching(self, trained: Reading, untrained: Reading, contexts: list[Context]) -> Matched:
         """Return the rule that gives the untrained subject's vectors the mean and spread of the trained one's."""
@@ -370,13 +506,21 @@ class _Job:
             l0 = {name: l0.get(name, max(1.0, totals[name] / num_tokens)) for name in self._records}
         return l0
 
-    def _disk(self, path: Path, l0: Mapping[str, float]) -> DiskPlan | None:
+    def _disk(self, path: Path, l0: Mapping[str, float], *, is_growing: bool) -> DiskPlan | None:
         """Return what is still to be written; None when the number of tokens is not known."""
         num_tokens, there = self._config.corpus.num_tokens, _coders_there(path)
         if num_tokens is None:
             return None
-        missing = {name: value for name, value in l0.items() if name not in there}
-        return plan_disk(num_tokens, missing, has_corpus=bool(there))
+        if not is_growing:
+            missing = {name: value for name, value in l0.items() if name not in there}
+            return plan_disk(num_tokens, missing, has_corpus=bool(there))
+        # The store stays as it is while a larger one is built beside it.
+        manifest = read_manifest(path)
+        theirs = {name: l0.get(name, extent.num_activations / manifest.extent.num_tokens) for name, extent in there.items()}
+        whole = plan_disk(num_tokens, theirs)
+        spilled = plan_disk(max(0, num_tokens - manifest.extent.num_tokens), theirs).spill_bytes
+        stored = sum(entry.num_bytes for entry in manifest.files.values())
+        return DiskPlan(spill_bytes=spilled, final_bytes=whole.final_bytes, peak_bytes=stored + spilled + whole.final_bytes)
 
     def _identity(self) -> Identity:
         corpus = self._config.corpus
@@ -404,16 +548,23 @@ class _Job:
 
     def _check_corpus_of_unfinished(self, path: Path) -> None:
         """Raise IdentityError when a store under way was started for another corpus."""
-        if (path / MANIFEST).exists() or not (path / STATE).exists():
+        if self._is_growing:
+            begun = next((path / GROWN / name for name in (STATE, MANIFEST) if (path / GROWN / name).exists()), None)
+        else:
+            begun = path / STATE if (path / STATE).exists() and not (path / MANIFEST).exists() else None
+        if begun is None:
             return
-        there = read_sealed(path / STATE).get("provenance", {}).get("corpus")
+        there = read_sealed(begun).get("provenance", {}).get("corpus")
         here = self._config.corpus.identity()
         differs = [name for name in here if there is not None and there.get(name) != here[name]]
         if differs:
             name = differs[0]
+            how, instead = "was started", "another folder"
+            if self._is_growing:
+                how, instead = "began to grow", f"remove {path / GROWN} to give that up"
             raise IdentityError(
-                f"{path} was started with corpus.{name} = {there.get(name)!r} and {here[name]!r} is wanted now; "
-                "use the former, or another folder"
+                f"{path} {how} with corpus.{name} = {there.get(name)!r} and {here[name]!r} is wanted now; "
+                f"use the former, or {instead}"
             )
 
     def _check_corpus_of_finished(self, manifest: Manifest, contexts: Iterator[Context]) -> None:
@@ -458,6 +609,42 @@ class _Job:
         logger.info("%s: %d tokens in %.1f s, %.0f tokens/s", path, store.num_tokens, seconds, store.num_tokens / seconds)
 
 
+def will_grow(config: CacheConfig, given: Collection[str]) -> bool:
+    """Return whether a finished store at `config.out` is to grow; `given` are the coders and controls that are there to do it.
+
+    Raises: InputError when it has fewer tokens than wanted and nothing says that it may grow, or more, or a coder is not given.
+    """
+    path, wanted = config.out.expanduser(), config.corpus.num_tokens
+    if not (path / MANIFEST).exists() or wanted is None:
+        return False
+    manifest = read_manifest(path)
+    num_tokens, made = manifest.extent.num_tokens, manifest.provenance.get("corpus", {})
+    limit = made.get("num_tokens")
+    is_else_equal = all(value == made.get(name) for name, value in config.corpus.identity().items() if name != "num_tokens")
+    if config.extend_tokens is None:
+        # A corpus that ended before the limit has no more tokens under a larger one.
+        if limit is not None and limit < wanted and num_tokens >= limit and is_else_equal:
+            raise InputError(
+                f"{path} holds {num_tokens:,} tokens and {wanted:,} are wanted; give --extend-tokens {wanted} to let the store "
+                "grow, the former number to leave it as it is, or another folder"
+            )
+        return False
+    if wanted < (num_tokens if limit is None else limit):
+        raise InputError(
+            f"{path} holds {num_tokens:,} tokens and --extend-tokens {wanted} would make that fewer; a store only grows, "
+            "so give a larger number or another folder"
+        )
+    if wanted == limit:
+        return False
+    missing = [name for name in manifest.extent.coders if name not in given]
+    if missing:
+        raise InputError(
+            f"{path} cannot grow without all of its coders, and these are not given: {', '.join(missing)}; "
+            "name every coder (--coder) and control (--control) of the store again"
+        )
+    return True
+
+
 def _check_not_imported(path: Path) -> None:
     """Raise InputError for a store of unknown subject, to which nothing can be added."""
     if not (path / MANIFEST).exists():
@@ -470,9 +657,9 @@ def _check_not_imported(path: Path) -> None:
         )
 
 
-def _coders_there(path: Path) -> set[str]:
+def _coders_there(path: Path) -> Mapping[str, CoderExtent]:
     """Return the coders of the finished store, if there is one."""
-    return set(read_manifest(path).extent.coders) if (path / MANIFEST).exists() else set()
+    return read_manifest(path).extent.coders if (path / MANIFEST).exists() else {}
 
 
 def _recorded_k(path: Path, name: str) -> int | None:

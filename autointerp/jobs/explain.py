@@ -122,7 +122,9 @@ async def explain_from(
     method = explain_method(config, source, explainer, engine, judge)
     scope = wanted_latents(config, source)
     check_tables(config, source, explainer, scope)
-    folder = ResultsFolder.create(config.results, store_id=source.store_id, provenance={"store": source.path})
+    folder = ResultsFolder.create(
+        config.results, store_id=source.store_id, provenance={"store": source.path}, outgrown=source.outgrown
+    )
     for coder in scope if scope is not None else choose_coders(config.coders, source):
         folder.register_coder(coder, source.coder_ids[coder])
     folder.register(method)

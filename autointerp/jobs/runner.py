@@ -23,7 +23,7 @@ from autointerp.jobs.gate import Gate, GatedEngine, Meter, Stop, merged
 from autointerp.jobs.plan import Items
 from autointerp.jobs.progress import Progress
 from autointerp.jobs.redact import redact
-from autointerp.jobs.shards import Leases, Worker
+from autointerp.jobs.shards import Leases
 from autointerp.llm.reply_log import LoggedEngine, ReplyLog
 from autointerp.protocols import Engine
 from autointerp.records import RETRYABLE, LatentExamples, Status
@@ -40,6 +40,7 @@ from autointerp.results.write import (
     write_marker,
     write_tables,
 )
+from autointerp.worker import Worker
 
 logger = logging.getLogger("autointerp.jobs")
 

@@ -206,7 +206,9 @@ async def score_from(
     stop: StopFlag | None = None,
 ) -> RunReport:
     """Grade explanations with an opened source, scorers, judge and embedder."""
-    folder = ResultsFolder.create(config.results, store_id=source.store_id, provenance={"store": source.path})
+    folder = ResultsFolder.create(
+        config.results, store_id=source.store_id, provenance={"store": source.path}, outgrown=source.outgrown
+    )
     explainer = folder.explainer(config.explainer)
     for scorer in scorers:
         await check_needs("scorer", scorer.name, scorer.needs, engine, embedder)

@@ -29,7 +29,7 @@ from autointerp.jobs.plan import Items
 from autointerp.jobs.progress import OnProgress, Progress
 from autointerp.jobs.redact import redacted
 from autointerp.jobs.runner import Bounds, ReadExamples, Runner, RunReport, Work
-from autointerp.jobs.shards import LEASE_EXPIRY_S, Leases, Worker
+from autointerp.jobs.shards import LEASE_EXPIRY_S, Leases
 from autointerp.jobs.signals import StopFlag
 from autointerp.llm.budget import Budget
 from autointerp.llm.engines import open_engine, prepare
@@ -40,6 +40,7 @@ from autointerp.results.folder import ResultsFolder
 from autointerp.results.write import Key
 from autointerp.store import open_store
 from autointerp.store.logits import Promoted, read_logits
+from autointerp.worker import Worker
 
 Control = Literal["shuffled", "generic", "lexical"]
 LatentSpec = str | tuple[int, ...]
@@ -87,6 +88,10 @@ class Source(Protocol):
     @property
     def control_of(self) -> Mapping[str, str]:
         """The coder that each control is of, by the control's name."""
+
+    @property
+    def outgrown(self) -> Mapping[str, int]:
+        """Id and tokens of each smaller store that it was extended from."""
 
     @property
     def vocabulary(self) -> Vocabulary: ...
@@ -141,6 +146,10 @@ class StoreSource:
     def control_of(self) -> dict[str, str]:
         records = {name: self._store.coder(name).record for name in self._store.coder_names}
         return {name: record.control_of for name, record in records.items() if record.control_of is not None}
+
+    @property
+    def outgrown(self) -> dict[str, int]:
+        return {step["store_id"]: step["num_tokens"] for step in self._store.manifest.provenance.get("extended", [])}
 
     @property
     def vocabulary(self) -> Vocabulary:

@@ -1,4 +1,4 @@
-"""Who works on what: the order in which a worker takes shards, and the leases that keep two workers off one shard.
+"""The leases that keep two workers off one shard.
 
 A lease is a small file ``<name>.g<generation>``; the highest generation is the one that counts. It is made by a hard link,
 which fails when the name is taken, so two stealers of one stale lease cannot both win. Its mtime is the heartbeat; a
@@ -11,18 +11,17 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import re
 import secrets
 import socket
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from autointerp.digest import canonical_json
-from autointerp.errors import ConfigError, ResourceError, StoreError
+from autointerp.errors import ResourceError, StoreError
 from autointerp.files import TEMPORARY_PREFIX, disk_errors, read_json
 from autointerp.results.folder import link_exclusive
 
@@ -30,44 +29,6 @@ logger = logging.getLogger("autointerp.jobs")
 
 LEASE_EXPIRY_S = 120.0
 """A lease whose heartbeat is older than this belongs to nobody."""
-
-
-@dataclass(frozen=True)
-class Worker:
-    """Which of how many workers this process is; only the order of work depends on it."""
-
-    index: int = 0
-    count: int = 1
-
-    @staticmethod
-    def parse(text: str) -> Worker:
-        """Return the worker of ``I/N``, counting from 0.
-
-        Raises: ConfigError when it is anything else.
-        """
-        match = re.fullmatch(r"\s*(\d+)\s*/\s*(\d+)\s*", text)
-        if not match or int(match[1]) >= int(match[2]):
-            raise ConfigError(f"--worker {text}: expected I/N with I from 0 to N-1, such as 0/4")
-        return Worker(int(match[1]), int(match[2]))
-
-    @staticmethod
-    def from_environment(environment: dict[str, str]) -> Worker:
-        """Return the worker that a SLURM array task is, or the only worker outside of one."""
-        try:
-            index = int(environment["SLURM_ARRAY_TASK_ID"])
-        except (KeyError, ValueError):
-            return Worker()
-        first = int(environment.get("SLURM_ARRAY_TASK_MIN", "0"))
-        step = max(int(environment.get("SLURM_ARRAY_TASK_STEP", "1")), 1)
-        count = int(environment.get("SLURM_ARRAY_TASK_COUNT", "1"))
-        return Worker((index - first) // step % max(count, 1), max(count, 1))
-
-    def order(self, shards: Sequence[int]) -> list[int]:
-        """Return all shards, this worker's own (every `count`-th) first, the others after, rotated so that workers spread."""
-        own = [shard for i, shard in enumerate(shards) if i % self.count == self.index]
-        rest = [shard for i, shard in enumerate(shards) if i % self.count != self.index]
-        turn = len(rest) * self.index // self.count
-        return own + rest[turn:] + rest[:turn]
 
 
 @dataclass

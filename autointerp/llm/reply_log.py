@@ -36,10 +36,12 @@ _KEY_VERSION = 1
 
 def request_key(engine: EngineId, request: Request, extra: Mapping[str, Any] | None = None) -> str:
     """Return the digest that names a reply: engine, request with its sample, and the fields an engine adds to each body."""
-    prompt = {"kind": type(request.prompt).__name__} | asdict(request.prompt)
-    constraint = request.constraint and {"kind": type(request.constraint).__name__} | asdict(request.constraint)
-    body = asdict(request) | {"prompt": prompt, "constraint": constraint}
-    return digest({"v": _KEY_VERSION, "engine": asdict(engine), "request": body, "extra": dict(extra or {})})
+    # Fields as they are, since `asdict` copies every token id of a prompt one by one.
+    prompt = {"kind": type(request.prompt).__name__} | vars(request.prompt)
+    constraint = request.constraint and {"kind": type(request.constraint).__name__} | vars(request.constraint)
+    logprobs = request.prompt_logprobs and vars(request.prompt_logprobs)
+    body = vars(request) | {"prompt": prompt, "constraint": constraint, "prompt_logprobs": logprobs}
+    return digest({"v": _KEY_VERSION, "engine": vars(engine), "request": body, "extra": dict(extra or {})})
 
 
 def reply_to_json(reply: Reply) -> dict[str, Any]:

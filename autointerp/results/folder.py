@@ -14,6 +14,7 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import orjson
@@ -131,8 +132,12 @@ class ResultsFolder:
         return folder
 
     @staticmethod
-    def create(path: Path | str, *, store_id: str, provenance: Mapping[str, Any]) -> ResultsFolder:
+    def create(
+        path: Path | str, *, store_id: str, provenance: Mapping[str, Any], outgrown: Mapping[str, int] = MappingProxyType({})
+    ) -> ResultsFolder:
         """Return the results folder at `path`, made when absent.
+
+        `outgrown`: id and tokens of each smaller store that the store was extended from.
 
         Raises: IdentityError when it belongs to another store; StoreError when it holds other files.
         """
@@ -145,7 +150,12 @@ class ResultsFolder:
         content = {"schema": FOLDER_SCHEMA, "identity": {"store_id": store_id}, "provenance": dict(provenance)}
         if not create_exclusive(identity, to_json(content)):
             ResultsFolder.open(path)
-            found = folder.identity().get("store_id")
+            found = str(folder.identity().get("store_id"))
+            if found in outgrown:
+                raise IdentityError(
+                    f"{path} was made when the store had {outgrown[found]:,} tokens; the store was extended since, which "
+                    "changes every latent's examples: choose another results folder for the larger store"
+                )
             if found != store_id:
                 raise IdentityError(
                     f"{path} belongs to another store: store_id is {found} there and {store_id} now; "

@@ -4,7 +4,8 @@ Its test windows are drawn without regard to what the explainer was shown: here 
 explain pool and the scored pool together, sorted by strength, an equal number from each block of equal rank, the remainder
 dropped. With 40 windows explained and all pools full, about 8 of 50 scored windows were explained (10 to 20 in delphi itself),
 so scores are higher than unseen text would give; rows say ``disjoint = none``. Fuzzing marks the same ``ceil(mean number of
-active tokens)`` places in every silent window, among them number 24: counts and places that give negatives away. Prompts have
+active tokens)`` places in every silent window, among them number 24: counts and places that give negatives away. A window that
+a neighbouring latent lent is marked where that latent fires. Prompts have
 delphi's shape (three worked batches of five, five windows in a question) and this package's words; the metric is computed for
 each latent and not pooled over latents, and failed replies have a status.
 """
@@ -73,7 +74,8 @@ class DelphiFuzzing(Fuzzing):
         order = [min(CENTRE, width - 1), *(place for place in random.permutation(width) if place != min(CENTRE, width - 1))]
         mask = np.zeros(width, bool)
         mask[order[:count]] = True
-        asked = [mask & (np.arange(width) < length) for length in negatives.lengths]
+        own = above(negatives.activations, negatives.lengths, ratio=self._threshold)
+        asked = [own[i] if own[i].any() else mask & (np.arange(width) < length) for i, length in enumerate(negatives.lengths)]
         return [
             *(item_of(positives, i, example_idx=i, truth=True, mask=masks[i]) for i in range(num)),
             *(

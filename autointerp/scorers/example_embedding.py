@@ -8,9 +8,6 @@ score is the AUROC of delta, activating queries against silent ones.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
 from pydantic import Field
 
@@ -18,14 +15,11 @@ from autointerp.config import Config
 from autointerp.digest import generator
 from autointerp.examples.render import highlight
 from autointerp.protocols import Needs, Resources
-from autointerp.records import Examples, Explanation, LatentExamples, Request, ScoreResult
-from autointerp.scorers.embedding import Vectors
+from autointerp.records import Examples, Explanation, LatentExamples, ScoreResult
 from autointerp.scorers.highlights import dealt_anew, lent_masks, own_masks, shown_masks
-from autointerp.scorers.items import Answer, items_of, verdict_of
-from autointerp.scorers.metrics import not_applicable, ranked_scores
-
-_VERSION = 1
-"""Part of the identity: raise it when the same settings come to compare or to count otherwise."""
+from autointerp.scorers.items import items_of
+from autointerp.scorers.metrics import not_applicable
+from autointerp.scorers.vectors import VectorScorer
 
 
 class ExampleEmbeddingConfig(Config):
@@ -37,25 +31,16 @@ class ExampleEmbeddingConfig(Config):
     """Tokens above this share of their window's greatest activation are highlighted."""
 
 
-class ExampleEmbedding:
+class ExampleEmbedding(VectorScorer):
     """Ranks windows by how much nearer they are to activating windows than to silent ones."""
 
     Config = ExampleEmbeddingConfig
     name = "example_embedding"
     needs = Needs(embedder=True, explanation=False)
-    headline = "auroc"
 
     def __init__(self, config: ExampleEmbeddingConfig | None = None) -> None:
         self.config = config or ExampleEmbeddingConfig()
-        self._vectors = Vectors()
-
-    def identity(self) -> Mapping[str, Any]:
-        """Return everything that changes its verdicts, but embedder and selection."""
-        return {"version": _VERSION, "config": self.config.identity()}
-
-    def requests(self, latent: LatentExamples, explanation: Explanation, resources: Resources, /) -> list[Request]:
-        """Return no requests: nothing is asked of an LLM."""
-        return []
+        super().__init__(self.config)
 
     async def score(
         self, latent: LatentExamples, explanation: Explanation, resources: Resources, /, *, control: str | None = None
@@ -99,17 +84,14 @@ class ExampleEmbedding:
         vectors = await self._vectors.of(resources.embedder, [text for block in blocks for text in texts(*block)])
         of_query, of_active, of_silent = np.split(vectors, [len(scored), len(scored) + len(drawn[0])])
         turns = sorted(exemplars)
-        verdicts = []
+        deltas = []
         for i, item in enumerate(items):
             # A silent query has no quantile, and must not be compared with other exemplars than the positives are.
             wanted = item.quantile if item.truth else int(queries.positives.quantiles[i % max(len(queries.positives), 1)])
             quantile = min(turns, key=lambda q: abs(q - wanted))
             near, far = (np.searchsorted(rows, own) for rows, own in zip(drawn, exemplars[quantile], strict=True))
-            delta = float((of_active[near] @ of_query[i]).mean() - (of_silent[far] @ of_query[i]).mean())
-            answer = Answer(status="ok", value=delta, prompt_idx=item.example_idx)
-            verdicts.append(verdict_of(item, answer, scorer=self.name, latent=latent, explanation=explanation, control=control))
-        scores = ranked_scores(verdicts, latent=latent, explanation=explanation, judge=judge)
-        return ScoreResult(verdicts=tuple(verdicts), scores=scores)
+            deltas.append((of_active[near] @ of_query[i]).mean() - (of_silent[far] @ of_query[i]).mean())
+        return self._result(items, deltas, latent, explanation, control=control, judge=judge)
 
     def _drawn(self, rows: np.ndarray, random: np.random.Generator) -> np.ndarray:
         return np.sort(random.choice(rows, min(len(rows), self.config.num_exemplars), replace=False))

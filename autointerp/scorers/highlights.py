@@ -52,14 +52,19 @@ def lent_masks(negatives: Examples, masks: np.ndarray, random: np.random.Generat
 def shown_masks(latent: LatentExamples, threshold: float, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Return the masks of positives and of negatives, bool [E, W] each: a window's own where it is active, else a lent one.
 
-    So a window has marks of the same kind wherever it stands, also after :func:`dealt_anew`.
+    A negative that is active everywhere gets a lent one too, or its marks would tell. So a window has marks of the same kind
+    wherever it stands, also after :func:`dealt_anew`.
     """
     everything = latent.positives.joined(latent.negatives)
     masks = own_masks(everything, threshold)
-    is_active = masks.any(axis=1)
+    is_positive = np.arange(len(masks)) < len(latent.positives)
+    is_active = masks.any(axis=1) & (is_positive | (masks.sum(axis=1) < everything.lengths))
     silent = np.flatnonzero(~is_active)
     if len(silent):
-        masks[silent] = lent_masks(everything.take(silent), masks[is_active], random, threshold=threshold)
+        # A pattern of a positive, not one that a neighbour gave another negative.
+        lenders = is_active & is_positive
+        patterns = masks[lenders if lenders.any() else is_active]
+        masks[silent] = lent_masks(everything.take(silent), patterns, random, threshold=threshold)
     return masks[: len(latent.positives)], masks[len(latent.positives) :]
 
 

@@ -14,7 +14,8 @@ Writing, in a loop that may be killed anywhere and started again with the same c
                 writer.close_run()
         writer.finish()
 
-Called with coders that a finished store lacks, the same loop adds those. Reading::
+Called with coders that a finished store lacks, the same loop adds those; with `is_growing` and a corpus that goes on, it
+records the new contexts; with a `worker` it records that worker's runs, and leaves `finish` to a call without one. Reading::
 
     store = open_store(path)
     positions, values = store.coder("sae").activations(17)  # by offset, a millisecond

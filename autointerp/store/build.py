@@ -11,12 +11,15 @@ import pyarrow as pa
 
 from autointerp import __version__
 from autointerp.config import Config
+from autointerp.digest import digest
 from autointerp.errors import ConfigError, IdentityError, InputError, StoreError
 from autointerp.files import TEMPORARY_PREFIX, read_sealed, write_json, write_sealed
 from autointerp.store.corpus import documents_schema
+from autointerp.store.grow import Base, plan_base
 from autointerp.store.latents import LATENTS
 from autointerp.store.layout import (
     BUILDING,
+    GROWN,
     LOCK_NAME,
     MANIFEST,
     STATE,
@@ -44,7 +47,7 @@ from autointerp.store.manifest import (
     read_coder,
     read_manifest,
 )
-from autointerp.store.merge import BYTES_PER_MERGED, MIN_RANGE_ROWS, MergeOptions, SpilledCoder, merge_parts
+from autointerp.store.merge import BYTES_PER_MERGED, MIN_RANGE_ROWS, MergeOptions, SpilledCoder, StoredParts, merge_parts
 from autointerp.store.parquet import iterate_tables, parquet_sink
 from autointerp.store.runs import Run, contexts_in_run
 
@@ -73,6 +76,10 @@ class BuildState(Config):
     """As the caller gave it."""
     adds_coders: bool = False
     """Whether the store was finished before and holds the corpus."""
+    base: Base | None = None
+    """What is taken over from a smaller store, the one in whose folder this one is built."""
+    num_workers: int | None = None
+    """Among how many workers the runs are divided; None where one process writes."""
 
     @classmethod
     def plan(
@@ -109,6 +116,25 @@ class BuildState(Config):
             **rest,
         )
 
+    @property
+    def run_digest(self) -> str:
+        """Of what decides how runs are cut and what is in them."""
+        names = {"made_from", "contexts_per_run", "document_columns", "adds_coders", "base"}
+        coders = {name: record.identity() for name, record in self.coders.items()}
+        return digest({**self.model_dump(mode="json", include=names), "coders": coders})
+
+    def check_runs(self, runs: Mapping[int, Run], path: Path) -> None:
+        """Refuse runs that were recorded elsewhere with other settings.
+
+        Raises: IdentityError.
+        """
+        for number, run in runs.items():
+            if run.build not in (None, self.run_digest):
+                raise IdentityError(
+                    f"run {number} of {path} was recorded with other settings than {STATE} says; only folders of workers that "
+                    "were given the same command, with the same memory budget or contexts_per_run, can be put together"
+                )
+
     def check(self, wanted: BuildState, path: Path) -> None:
         """Compare a build under way with what is wanted now.
 
@@ -123,7 +149,7 @@ class BuildState(Config):
         if list(self.coders) != list(wanted.coders):
             raise IdentityError(
                 f"{path} is unfinished with the coders {', '.join(self.coders)}, and {', '.join(wanted.coders)} are wanted; "
-                "finish it with the former, then add coders"
+                "finish it with the former (and the former --coders-per-pass), then add coders"
             )
         for name, record in self.coders.items():
             check_coder_identity(record, wanted.coders[name], coder=name, where=path)
@@ -140,15 +166,20 @@ class BuildState(Config):
                 "the corpus changed: build again in another folder"
             )
 
-    def all_provenance(self, before: Manifest | None, *, num_runs: int) -> dict[str, Any]:
-        """Return how the store was made, this build appended."""
+    def all_provenance(self, before: Manifest | None, *, smaller: Manifest | None, num_runs: int) -> dict[str, Any]:
+        """Return how the store was made, this build appended to what was there `before`; `smaller`: what it grew from."""
         build = {
             **self.provenance,
             "autointerp": __version__,
             "pyarrow": pa.__version__,
             "num_runs": num_runs,
+            "contexts_per_run": self.contexts_per_run,
             "memory_budget_bytes": self.memory_budget_bytes,
         }
+        if before is None and smaller is not None:
+            grown = {"store_id": smaller.store_id, "num_tokens": smaller.extent.num_tokens}
+            history = {"added": smaller.provenance["added"]} if "added" in smaller.provenance else {}
+            return {**build, **history, "extended": [*smaller.provenance.get("extended", []), grown]}
         if before is None:
             return build
         added = [*before.provenance.get("added", []), {"coders": list(self.coders), **build}]
@@ -177,8 +208,24 @@ class MergedCoder(Config):
     """Its files, by path within the store."""
 
 
-def open_build(path: Path, wanted: BuildState) -> tuple[BuildState | None, Manifest | None]:
+def to_grow(path: Path, wanted: BuildState) -> BuildState:
+    """Return the state for growing the finished store at `path`.
+
+    Raises: IdentityError when it was made from other inputs; InputError for a coder that it lacks.
+    """
+    manifest = read_manifest(path)
+    check_identity(manifest.identity, wanted.made_from, where=path)
+    for name, record in wanted.coders.items():
+        if name not in manifest.extent.coders:
+            raise InputError(f"{path} has no coder {name!r} whose activations could be extended; extend the store, then add it")
+        check_coder_identity(read_coder(path, name), record, coder=name, where=path)
+    return wanted.model_copy(update={"base": plan_base(path, manifest, contexts_per_run=wanted.contexts_per_run)})
+
+
+def open_build(path: Path, wanted: BuildState, *, may_begin: bool = True) -> tuple[BuildState | None, Manifest | None]:
     """Return the state to build with (None: nothing is left to do) and the manifest of a store that was finished before.
+
+    `may_begin`: whether no other process writes, so that the state may be made or changed.
 
     Raises: IdentityError when what is there was made from other inputs; StoreError when it is no store.
     """
@@ -188,49 +235,84 @@ def open_build(path: Path, wanted: BuildState) -> tuple[BuildState | None, Manif
         for folder in ("tokens", "documents", "coders"):
             if (path / folder).exists():
                 raise StoreError(f"{path} holds a folder {folder!r} and no store, finished or begun; use another folder")
-        return _begin(path, wanted), None
+        return _begin(path, wanted, may_begin), None
     if manifest is None:
         assert state is not None
         state.check(wanted, path)
-        return state, None
+        return _with_workers(path, state, wanted, may_begin), None
     check_identity(manifest.identity, wanted.made_from, where=path)
     for name in set(manifest.extent.coders) & set(wanted.coders):
         check_coder_identity(read_coder(path, name), wanted.coders[name], coder=name, where=path)
     missing = {name: record for name, record in wanted.coders.items() if name not in manifest.extent.coders}
-    if state is not None and not set(state.coders) <= set(manifest.extent.coders):
-        state.check(wanted.model_copy(update={"coders": missing}), path)
-        return state, manifest
     if not missing:
         return None, manifest
+    if state is not None and not set(state.coders) <= set(manifest.extent.coders):
+        state.check(wanted.model_copy(update={"coders": missing}), path)
+        return _with_workers(path, state, wanted, may_begin), manifest
     check_coder_names([*manifest.extent.coders, *missing])
-    return _begin(path, wanted.model_copy(update={"coders": missing, "adds_coders": True})), manifest
+    return _begin(path, wanted.model_copy(update={"coders": missing, "adds_coders": True}), may_begin), manifest
 
 
-def _begin(path: Path, state: BuildState) -> BuildState:
-    # A build that was finished and not quite cleaned up must not lend this one its markers; its state goes first.
-    (path / STATE).unlink(missing_ok=True)
-    remove_building(path, keep_lock=True)
+def _with_workers(path: Path, state: BuildState, wanted: BuildState, may_begin: bool) -> BuildState:
+    """Return the state, its runs divided among as many workers as are wanted now.
+
+    Raises: IdentityError while others are at work.
+    """
+    if wanted.num_workers is None or wanted.num_workers == state.num_workers:
+        return state
+    if not may_begin:
+        raise IdentityError(
+            f"{path} is being written by workers of {state.num_workers}, and this is one of {wanted.num_workers}; give every "
+            "worker the same N, or wait until none is running"
+        )
+    state = state.model_copy(update={"num_workers": wanted.num_workers})
     write_sealed(path / STATE, state.model_dump(mode="json"))
     return state
 
 
+def _begin(path: Path, state: BuildState, may_begin: bool) -> BuildState:
+    if not may_begin:
+        raise StoreError(
+            f"{path} is being written by other workers, at something else; run this worker again when they are done"
+        )
+    # A build that was finished and not quite cleaned up must not lend this one its markers; its state goes first.
+    (path / STATE).unlink(missing_ok=True)
+    _empty_building(path)
+    write_sealed(path / STATE, state.model_dump(mode="json"))
+    return state
+
+
+def is_done(path: Path, manifest: Manifest) -> bool:
+    """Return whether what is in the folder of a build is of no more use: all its coders are in the store."""
+    return not (path / STATE).exists() or set(read_sealed(path / STATE)["coders"]) <= set(manifest.extent.coders)
+
+
 def clean(path: Path) -> None:
     """Remove what killed processes left half-written; only for the process that holds the lock."""
-    for file in path.rglob(f"{TEMPORARY_PREFIX}*"):
-        file.unlink(missing_ok=True)
+    for file in list(path.rglob(f"{TEMPORARY_PREFIX}*")):
+        if file.is_dir():
+            shutil.rmtree(file, ignore_errors=True)
+        else:
+            file.unlink(missing_ok=True)
 
 
-def remove_building(path: Path, *, keep_lock: bool = False) -> None:
-    """Remove what is needed only while a store is being built."""
+def remove_building(path: Path) -> None:
+    """Remove what is needed only while a store is being built; a larger store that is built from it stays."""
+    _empty_building(path)
+    folder = path / BUILDING
+    if folder.is_dir() and not (path / GROWN).is_dir():
+        for lock in folder.glob(f"*{LOCK_NAME}"):
+            lock.unlink()
+        folder.rmdir()
+
+
+def _empty_building(path: Path) -> None:
     folder = path / BUILDING
     for child in sorted(folder.iterdir()) if folder.is_dir() else ():
-        if child.is_dir():
+        if child.is_dir() and child != path / GROWN:
             shutil.rmtree(child)
-        elif child.name != LOCK_NAME:
+        elif child.is_file() and not child.name.endswith(LOCK_NAME):
             child.unlink()
-    if not keep_lock and folder.is_dir():
-        (folder / LOCK_NAME).unlink(missing_ok=True)
-        folder.rmdir()
 
 
 def merge_coder(
@@ -242,12 +324,13 @@ def merge_coder(
     state: BuildState,
     corpus: Corpus,
     store_id: str,
+    stored: StoredParts | None = None,
 ) -> MergedCoder:
-    """Merge a coder's runs where that is not done, then delete them; return what it came to."""
+    """Merge a coder's runs, and what is `stored` of it, where that is not done; delete the runs; return what it came to."""
     marker = path / merged_marker(coder)
     if not marker.exists():
         ctx_len = state.made_from.ctx_len
-        spilled = SpilledCoder(path, coder, runs, width=record.width, ctx_len=ctx_len)
+        spilled = SpilledCoder(path, coder, runs, width=record.width, ctx_len=ctx_len, stored=stored)
         options = MergeOptions(
             ctx_len=ctx_len,
             num_tokens=corpus.num_tokens,

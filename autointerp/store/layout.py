@@ -28,6 +28,8 @@ VOCABULARY = "tokenizer/vocab.parquet"
 
 BUILDING = "building"
 LOCK_NAME = "lock"
+GROWN = "building/grown"
+"""A store of more tokens being built from this one; it takes its place once it holds all its coders."""
 STATE = "building/state.json"
 CORPUS = "building/corpus.json"
 """Written when every run is committed: the extent of the corpus and its digest."""

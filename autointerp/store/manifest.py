@@ -16,7 +16,7 @@ from autointerp.config import Config
 from autointerp.digest import digest
 from autointerp.errors import ConfigError, IdentityError, StoreError
 from autointerp.files import read_json, read_sealed
-from autointerp.store.layout import BUILDING, MANIFEST, SCHEMA_VERSION, FileEntry, coder_file
+from autointerp.store.layout import BUILDING, GROWN, MANIFEST, SCHEMA_VERSION, FileEntry, coder_file
 
 
 class Identity(Config):
@@ -215,6 +215,11 @@ def read_manifest(path: Path) -> Manifest:
     """
     file = path / MANIFEST
     if not file.exists():
+        if (path / GROWN / MANIFEST).exists():
+            raise StoreError(
+                f"{path} was extended and its new files are moving into place: try again in a moment, or, if the process that "
+                "did it is gone, run the same cache command again"
+            )
         if (path / BUILDING).is_dir():
             num_runs = len(list((path / BUILDING / "runs").glob("run-*.json")))
             raise StoreError(f"{path} is not finished ({num_runs} runs are there); run the same cache command again")

@@ -52,14 +52,29 @@ class _Spilled:
     path: Path
     first_latents: np.ndarray
     """uint32, the first latent of each row group."""
-    start: int
+    last_latent: int
+    start: int = 0
     """Position of the run's first token."""
+    stop: int | None = None
+    """Positions from here on are left out; None takes all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredParts:
+    """Merged parts of a coder in a smaller store: one more source of a merge."""
+
+    paths: Sequence[Path]
+    num_positions: int
+    """Only positions before this one are taken."""
+    dtype: str
 
 
 class SpilledCoder:
-    """All runs of one coder, read by ranges of latents."""
+    """All runs of one coder, and the parts merged earlier where there are any, read by ranges of latents."""
 
-    def __init__(self, path: Path, coder: str, runs: Sequence[Run], *, width: int, ctx_len: int) -> None:
+    def __init__(
+        self, path: Path, coder: str, runs: Sequence[Run], *, width: int, ctx_len: int, stored: StoredParts | None = None
+    ) -> None:
         self.counts = np.zeros(width, np.int64)
         """Activations of each latent."""
         folder = path / run_folder(coder)
@@ -68,33 +83,45 @@ class SpilledCoder:
             for run in runs
             if run.files[coder]
         ]
-        files = [file for run in runs for file in run.files[coder]]
-        self.dtype = np.dtype(np.float32 if any(file.dtype == "float32" for file in files) else np.float16)
+        schema = activations_schema(np.dtype(stored.dtype)) if stored else None
+        self._stored = [self._scan(path, schema, stop=stored.num_positions)[0] for path in stored.paths] if stored else []
+        dtypes = {file.dtype for run in runs for file in run.files[coder]} | ({stored.dtype} if stored else set())
+        self.dtype = np.dtype(np.float32 if "float32" in dtypes else np.float16)
         """Of the merged values: float16 when every run fits."""
         last = runs[-1]
         self._position_bits = np.uint64(((last.first_context + last.num_contexts) * ctx_len).bit_length())
 
     def _open(self, folder: Path, file: RunFile, *, start: int) -> _Spilled:
-        path = folder / file.name
-        first, num_rows = [], 0
-        for table in iterate_tables(path, ["latent"], schema=run_schema(np.dtype(file.dtype))):
+        spilled, num_rows = self._scan(folder / file.name, run_schema(np.dtype(file.dtype)), start=start)
+        check_rows(spilled.path, file, num_rows)
+        return spilled
+
+    def _scan(self, path: Path, schema: pa.Schema | None, *, start: int = 0, stop: int | None = None) -> tuple[_Spilled, int]:
+        """Add a file's activations to the counts; return the file and how many it has."""
+        first, last, num_rows = [], -1, 0
+        for table in iterate_tables(path, ["latent"] if stop is None else ["latent", "position"], schema=schema):
             latents = table["latent"].to_numpy()
             first.append(latents[0])
-            num_rows += len(latents)
-            counts = np.bincount(latents - latents[0])
-            self.counts[latents[0] : latents[0] + len(counts)] += counts
-        check_rows(path, file, num_rows)
-        return _Spilled(path=path, first_latents=np.array(first, np.uint32), start=start)
+            last = int(latents[-1])
+            kept = latents if stop is None else latents[table["position"].to_numpy() < stop]
+            num_rows += len(kept)
+            counts = np.bincount(kept - first[-1])
+            self.counts[first[-1] : first[-1] + len(counts)] += counts
+        return _Spilled(path=path, first_latents=np.array(first, np.uint32), last_latent=last, start=start, stop=stop), num_rows
 
     def rows(self, low: int, high: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return (latents counted from `low`, positions, values) of latents low..high-1, sorted; values in the merged dtype.
 
         Raises: StoreError when a latent has two values at one position.
         """
-        return self._sorted([file for run in self._runs for file in run], low, high)
+        return self._sorted([*self._stored, *(file for run in self._runs for file in run)], low, high)
 
     def blocks(self, latent: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yield (positions, values) of one latent run by run."""
+        """Yield (positions, values) of one latent in order: what is stored block by block, the rest run by run."""
+        for file in self._stored:
+            for _, positions, values in _blocks(file, latent, latent + 1, groups=_GROUPS_PER_BLOCK):
+                if len(positions):
+                    yield positions.astype(np.int64), values.astype(self.dtype)
         for run in self._runs:
             _, positions, values = self._sorted(run, latent, latent + 1)
             if len(positions):
@@ -119,16 +146,37 @@ class SpilledCoder:
         return latents, positions, merged
 
 
+_GROUPS_PER_BLOCK = 16
+"""Row groups of a stored part that are read at a time where a latent is too large to be read at once."""
+
+
 def _read(file: _Spilled, low: int, high: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return (latents, positions uint64, values) of latents low..high-1."""
+    for block in _blocks(file, low, high):
+        return block
+    return np.zeros(0, np.uint32), np.zeros(0, np.uint64), np.zeros(0, np.float16)
+
+
+def _blocks(
+    file: _Spilled, low: int, high: int, *, groups: int | None = None
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Yield what `_read` returns, so many row groups at a time (None: all at once)."""
     first = max(0, int(np.searchsorted(file.first_latents, low, side="left")) - 1)
     stop = int(np.searchsorted(file.first_latents, high, side="left"))
-    if stop <= first:
-        return np.zeros(0, np.uint32), np.zeros(0, np.uint64), np.zeros(0, np.float16)
+    if stop <= first or low > file.last_latent:
+        return
     with open_parquet(file.path) as opened:
-        table = opened.read_row_groups(list(range(first, stop)), use_threads=False)
-    latents = table["latent"].to_numpy()
-    at = slice(*np.searchsorted(latents, [low, high]))
-    return latents[at], table["position"].to_numpy()[at].astype(np.uint64), table["activation"].to_numpy()[at]
+        for start in range(first, stop, groups or stop):
+            wanted = list(range(start, min(stop, start + (groups or stop))))
+            table = opened.read_row_groups(wanted, use_threads=False)
+            latents = table["latent"].to_numpy()
+            at = slice(*np.searchsorted(latents, [low, high]))
+            positions = table["position"].to_numpy()[at]
+            block = latents[at], positions.astype(np.uint64), table["activation"].to_numpy()[at]
+            if file.stop is not None and len(positions) and positions.max() >= file.stop:
+                kept = positions < file.stop
+                block = block[0][kept], block[1][kept], block[2][kept]
+            yield block
 
 
 def cut(counts: np.ndarray, max_rows: int) -> list[tuple[int, int]]:

@@ -7,7 +7,7 @@ that they fit in 32 bits. A file keeps float16 when none of its values leaves th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,22 +54,23 @@ class Run(Config):
     """Tokens in them."""
     num_documents: int
     """Documents that begin in it."""
-    last_document: int
-    """Largest document id up to here, -1 where there is none."""
+    last_document: int | None = None
+    """Largest document id up to here, -1 where there is none; None in a run taken over from a smaller store."""
     files: dict[str, list[RunFile]]
     """Sorted files by coder."""
     tokens: FileEntry | None = None
     """The tokens part; None when a coder is added to tokens that were there before."""
     documents: FileEntry | None = None
     """The documents part; likewise."""
+    build: str | None = None
+    """Digest of what decides how runs are cut; runs that workers recorded on several machines must agree on it."""
 
 
-def read_runs(path: Path) -> list[Run]:
-    """Return the committed runs of the store being written at `path`, in order."""
-    runs: list[Run] = []
-    while (marker := path / run_marker(len(runs))).exists():
-        runs.append(Run.parse(read_sealed(marker), where=str(marker)))
-    return runs
+def read_runs(path: Path) -> dict[int, Run]:
+    """Return the committed runs of the store being written at `path` by number, in order; workers leave gaps."""
+    markers = sorted((path / run_marker(0)).parent.glob("run-*.json"))
+    runs = [Run.parse(read_sealed(marker), where=str(marker)) for marker in markers]
+    return {run.run: run for run in sorted(runs, key=lambda run: run.run)}
 
 
 def buffer_rows(memory_budget_bytes: int) -> int:
@@ -193,13 +194,15 @@ def run_schema(dtype: np.dtype[Any]) -> pa.Schema:
     return pa.schema([("latent", pa.uint32()), ("position", pa.uint32()), ("activation", pa.from_numpy_dtype(dtype))])
 
 
-def remove_uncommitted(path: Path, coders: Mapping[str, Any], runs: list[Run]) -> None:
-    """Remove the files that a killed process spilled for a run it did not commit."""
+def remove_uncommitted(
+    path: Path, coders: Mapping[str, Any], runs: Mapping[int, Run], *, is_ours: Callable[[int], bool] = lambda run: True
+) -> None:
+    """Remove the files that a killed process spilled for a run of ours that it did not commit."""
     for coder in coders:
-        kept = {file.name for run in runs for file in run.files.get(coder, ())}
+        kept = {file.name for run in runs.values() for file in run.files.get(coder, ())}
         folder = path / run_folder(coder)
         for file in folder.glob("*.parquet") if folder.is_dir() else ():
-            if file.name not in kept:
+            if file.name not in kept and file.name.startswith("run-") and is_ours(int(file.name.split("-")[1])):
                 file.unlink()
 
 

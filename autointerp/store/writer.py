@@ -17,7 +17,17 @@ import numpy as np
 
 from autointerp.errors import InputError, StoreError
 from autointerp.files import disk_errors, read_sealed, write_sealed
-from autointerp.store.build import BuildState, Corpus, clean, corpus_files, merge_coder, open_build, remove_building
+from autointerp.store.build import (
+    BuildState,
+    Corpus,
+    clean,
+    corpus_files,
+    is_done,
+    merge_coder,
+    open_build,
+    remove_building,
+    to_grow,
+)
 from autointerp.store.corpus import (
     Document,
     Replay,
@@ -29,22 +39,27 @@ from autointerp.store.corpus import (
     write_documents,
     write_tokens,
 )
+from autointerp.store.grow import is_swap_due, swap_if_due, tail_parts, take_over
 from autointerp.store.layout import (
     BUILDING,
     CORPUS,
+    GROWN,
     LOCK_NAME,
     MANIFEST,
     PART_ROWS,
     ROW_GROUP_ROWS,
     STATE,
     VOCABULARY,
+    activations_part,
     documents_part,
     run_marker,
     tokens_part,
 )
 from autointerp.store.lock import WriterLock
 from autointerp.store.manifest import CoderRecord, Extent, Identity, Manifest, read_manifest, store_id_of
+from autointerp.store.merge import StoredParts
 from autointerp.store.runs import Run, RunBuffer, buffer_rows, read_runs, remove_uncommitted
+from autointerp.worker import Worker
 
 _logger = logging.getLogger(__name__)
 
@@ -54,19 +69,34 @@ DEFAULT_BUDGET_BYTES = 1 << 30
 class StoreWriter:
     """Builds one store; see :mod:`autointerp.store` for the loop around it. Not for several threads at once."""
 
-    def __init__(self, path: Path, lock: WriterLock, state: BuildState | None, manifest: Manifest | None) -> None:
-        """For :meth:`create_or_resume`."""
+    def __init__(
+        self,
+        path: Path,
+        lock: WriterLock,
+        state: BuildState | None,
+        manifest: Manifest | None,
+        *,
+        worker: Worker | None = None,
+        smaller: Path | None = None,
+    ) -> None:
+        """For :meth:`create_or_resume`. `smaller`: the store that `path`, a folder in it, is to take the place of."""
         self.path = path
         self._lock = lock
         self._state = state
         self._manifest = manifest
+        self._worker = worker
+        self._smaller = smaller
         self._next = 0
         self._last_document = -1
         if state is None:
             return
-        clean(path)
+        if lock.is_alone:
+            clean(path)
+        if smaller is not None and state.base is not None:
+            take_over(smaller, state.base, coders=list(state.coders), build=state.run_digest)
         self._runs = read_runs(path)
-        remove_uncommitted(path, state.coders, self._runs)
+        state.check_runs(self._runs, path)
+        remove_uncommitted(path, state.coders, self._runs, is_ours=worker.owns if worker else lambda run: True)
         self._run = 0
         self._document_schema = documents_schema(state.document_columns)
         widths = {name: record.width for name, record in state.coders.items()}
@@ -76,7 +106,11 @@ class StoreWriter:
             max_rows=buffer_rows(state.memory_budget_bytes),
             run_positions=state.contexts_per_run * state.made_from.ctx_len,
         )
-        self._replay = Replay(self._stored_parts())
+        self._tail: Replay | None = None
+        if manifest is not None:
+            self._replay = Replay(self._stored_parts())
+        elif smaller is not None and state.base is not None:
+            self._tail = Replay(tail_parts(smaller, state.base), first=state.base.num_contexts, is_growing=True)
         self._start_run()
 
     @classmethod
@@ -93,8 +127,14 @@ class StoreWriter:
         provenance: Mapping[str, Any] | None = None,
         row_group_rows: int = ROW_GROUP_ROWS,
         part_rows: int = PART_ROWS,
+        is_growing: bool = False,
+        worker: Worker | None = None,
     ) -> Self:
         """Start a store at `path`, go on with an unfinished one, or add the coders that a finished one lacks.
+
+        `is_growing`: the corpus has more contexts than the finished store. They are recorded for `coders`; when that was done
+        for every coder of the store, by one call or several, the store grows, and until then stays as it is.
+        `worker`: record only the runs that fall to it, beside other workers, and never call `finish`; a call without merges.
 
         `l0` are expected activations per token (by default the coder's k, else 64) and decide with the budget how long a run
         is; that, and all that follows, is settled when the store is started and is read from it afterwards. `document_columns`
@@ -102,9 +142,13 @@ class StoreWriter:
 
         Raises: IdentityError when the store there was made from other inputs; StoreError when another process writes it.
         """
-        path = Path(path)
-        lock = WriterLock(path / BUILDING / LOCK_NAME, store=path)
+        store = path = Path(path)
+        lock = WriterLock(store / BUILDING / LOCK_NAME, store=store, worker=worker)
         try:
+            if lock.is_alone and swap_if_due(store):
+                remove_building(store)
+                if is_growing:
+                    return cls(store, lock, None, read_manifest(store))
             wanted = BuildState.plan(
                 identity=identity,
                 coders=coders,
@@ -115,16 +159,36 @@ class StoreWriter:
                 provenance=dict(provenance or {}),
                 row_group_rows=row_group_rows,
                 part_rows=part_rows,
+                num_workers=worker.count if worker else None,
             )
-            state, manifest = open_build(path, wanted)
-            if state is None:
+            if is_growing:
+                path, wanted = store / GROWN, to_grow(store, wanted)
+            state, manifest = open_build(path, wanted, may_begin=lock.is_alone)
+            if state is None and manifest is not None and lock.is_alone and is_done(path, manifest):
                 remove_building(path)
-            return cls(path, lock, state, manifest)
+            writer = cls(path, lock, state, manifest, worker=worker, smaller=store if is_growing else None)
+            lock.share()
+            return writer
         except BaseException:
-            if not (path / STATE).exists():
-                remove_building(path)
+            for folder in (path, store) if lock.is_alone else ():
+                if not (folder / STATE).exists():
+                    remove_building(folder)
             lock.release()
             raise
+
+    @staticmethod
+    def complete(path: Path) -> None:
+        """Finish what a killed process left of putting a larger store in the place of the one at `path`.
+
+        Raises: StoreError when another process writes the store.
+        """
+        if is_swap_due(path):
+            lock = WriterLock(path / BUILDING / LOCK_NAME, store=path)
+            try:
+                swap_if_due(path)
+                remove_building(path)
+            finally:
+                lock.release()
 
     def __enter__(self) -> Self:
         return self
@@ -169,7 +233,7 @@ class StoreWriter:
     @property
     def committed_contexts(self) -> int:
         """How many contexts are in committed runs."""
-        return sum(run.num_contexts for run in self._runs) if self._state is not None else 0
+        return sum(run.num_contexts for run in self._runs.values()) if self._state is not None else 0
 
     @property
     def next_context(self) -> int:
@@ -178,14 +242,28 @@ class StoreWriter:
 
     @property
     def is_committed(self) -> bool:
-        """Whether the current run is committed: its contexts are only compared, its activations not wanted."""
-        return self._run < self.committed_runs
+        """Whether the current run is committed, or falls to another worker: its activations are not wanted."""
+        return self._run in self._runs or not self._is_ours
+
+    @property
+    def _is_ours(self) -> bool:
+        return self._worker is None or self._worker.owns(self._run)
 
     @property
     def room(self) -> int:
         """How many contexts the current run still takes; at 0 call :meth:`close_run`."""
-        size = self._runs[self._run].num_contexts if self.is_committed else self.contexts_per_run
-        return size - (self._next - self._first)
+        run = self._runs.get(self._run)
+        return (self.contexts_per_run if run is None else run.num_contexts) - (self._next - self._first)
+
+    @property
+    def num_runs(self) -> int:
+        """How many runs were added or passed over by this process."""
+        return self._run
+
+    def missing_runs(self) -> list[int]:
+        """Return which of the first `num_runs` runs are not committed by any worker yet."""
+        there = read_runs(self.path)
+        return [run for run in range(self._run) if run not in there]
 
     @property
     def _building(self) -> BuildState:
@@ -216,11 +294,13 @@ class StoreWriter:
         for ids, spans in zip(tokens, segments, strict=True):
             array = as_token_ids(ids, ctx_len=state.made_from.ctx_len)
             ids_of, starts = as_segments(spans, num_tokens=len(array))
-            if self.is_committed or state.adds_coders:
+            if self._run in self._runs or state.adds_coders:
                 self._replay.check(array)
+            if self._tail is not None and state.base is not None and self._next >= state.base.num_contexts:
+                self._tail.check(array)
+            self._check_documents(ids_of)
             if not self.is_committed:
                 if not state.adds_coders:
-                    self._check_documents(ids_of)
                     self._tokens.append(array)
                     self._segments.append((ids_of, starts))
                 self._lengths.append(len(array))
@@ -275,18 +355,18 @@ class StoreWriter:
     def close_run(self) -> None:
         """Commit the current run. Does nothing to a run that is committed already but to check that it was added in full."""
         state = self._building
-        if self.is_committed:
+        if self._run in self._runs:
             if self.room:
                 raise StoreError(
                     f"the corpus ended at context {self._next} and {self.path} has at least {self._next + self.room} contexts; "
                     "use the corpus it was started with, or another folder"
                 )
-        elif self._lengths:
-            run = self._commit(state)
-            self._runs.append(run)
-            _logger.debug("run %d: %d contexts, %d tokens", run.run, run.num_contexts, run.num_tokens)
-        else:
+        elif self._next == self._first:
             return
+        elif self._is_ours:
+            run = self._commit(state)
+            self._runs[run.run] = run
+            _logger.debug("run %d: %d contexts, %d tokens", run.run, run.num_contexts, run.num_tokens)
         self._run += 1
         self._start_run()
 
@@ -295,11 +375,13 @@ class StoreWriter:
         self._tokens: list[np.ndarray] = []
         self._segments: list[tuple[list[int], list[int]]] = []
         self._lengths: list[int] = []
-        self._last_document = self._runs[self._run - 1].last_document if self._run else -1
+        self._document_before = self._last_document
         if self._run == 0:
             self._documents: dict[int, Document] = {}
         else:
             self._documents = {key: row for key, row in self._documents.items() if key > self._last_document}
+        if self._state is not None and not self._state.adds_coders and self._run in self._runs:
+            self._replay = Replay([self.path / tokens_part(self._run)], first=self._first)
 
     def _commit(self, state: BuildState) -> Run:
         run, tokens, documents, num_documents = self._run, None, None, 0
@@ -326,12 +408,13 @@ class StoreWriter:
                 files=files,
                 tokens=tokens,
                 documents=documents,
+                build=state.run_digest,
             )
             write_sealed(self.path / run_marker(run), marker.model_dump(mode="json"))
         return marker
 
     def _new_documents(self) -> list[Document]:
-        before = self._runs[-1].last_document if self._runs else -1
+        before = self._document_before
         wanted = sorted({document for ids, _ in self._segments for document in ids if document > before})
         missing = [document for document in wanted if document not in self._documents]
         if missing:
@@ -341,7 +424,7 @@ class StoreWriter:
     def _stored_parts(self) -> list[Path]:
         if self._manifest is not None:
             return [self.path / name for name in sorted(self._manifest.files) if name.startswith("tokens/")]
-        return [self.path / tokens_part(run.run) for run in self._runs]
+        return [self.path / tokens_part(run) for run in sorted(self._runs)]
 
     def finish(self) -> Manifest:
         """Merge the runs, write the manifest, remove what was needed only for building; return the manifest.
@@ -355,13 +438,23 @@ class StoreWriter:
             state = self._state
             identity = state.made_from.model_copy(update={"tokens_digest": corpus.tokens_digest})
             store_id = store_id_of(identity)
+            runs = [self._runs[run] for run in sorted(self._runs)]
             if self._manifest is None:
-                extents, files = {}, corpus_files(self.path, self._runs)
+                extents, files = {}, corpus_files(self.path, runs)
             else:
                 extents, files = dict(self._manifest.extent.coders), dict(self._manifest.files)
             for name, record in state.coders.items():
-                _logger.info("merging %d runs of coder %s", len(self._runs), name)
-                merged = merge_coder(self.path, name, record, runs=self._runs, state=state, corpus=corpus, store_id=store_id)
+                _logger.info("merging %d runs of coder %s", len(runs), name)
+                merged = merge_coder(
+                    self.path,
+                    name,
+                    record,
+                    runs=runs,
+                    state=state,
+                    corpus=corpus,
+                    store_id=store_id,
+                    stored=self._stored_activations(name),
+                )
                 extents[name] = merged.extent
                 files |= merged.files
             manifest = Manifest(
@@ -373,21 +466,38 @@ class StoreWriter:
                     num_documents=corpus.num_documents,
                     coders=dict(sorted(extents.items())),
                 ),
-                provenance=state.all_provenance(self._manifest, num_runs=len(self._runs)),
+                provenance=state.all_provenance(
+                    self._manifest, smaller=read_manifest(self._smaller) if self._smaller else None, num_runs=len(runs)
+                ),
                 files=dict(sorted(files.items())),
             )
             write_sealed(self.path / MANIFEST, manifest.values())
             remove_building(self.path)
+            if self._smaller is not None and swap_if_due(self._smaller):
+                self.path = self._smaller
+                remove_building(self.path)
         self._state = None
         return manifest
+
+    def _stored_activations(self, coder: str) -> StoredParts | None:
+        """Return where the activations lie that a larger store takes over."""
+        if self._smaller is None or self._state is None or self._state.base is None or not self._state.base.num_contexts:
+            return None
+        extent = read_manifest(self._smaller).extent.coders[coder]
+        return StoredParts(
+            paths=[self._smaller / activations_part(coder, part) for part in range(extent.num_parts)],
+            num_positions=self._state.base.num_contexts * self._state.made_from.ctx_len,
+            dtype=extent.dtype,
+        )
 
     def _close_corpus(self, state: BuildState) -> Corpus:
         marker = self.path / CORPUS
         if not marker.exists():
             self.close_run()
             num_contexts = self.committed_contexts
-            expected = num_contexts if self._manifest is None else self._manifest.extent.num_contexts
-            if self._next < expected or self._run < len(self._runs):
+            there = self._manifest or (read_manifest(self._smaller) if self._smaller else None)
+            expected = num_contexts if there is None else there.extent.num_contexts
+            if self._next < expected or any(run >= self._run for run in self._runs):
                 raise StoreError(
                     f"the corpus ended at context {self._next} and {self.path} has {expected} contexts; "
                     "use the corpus it was started with, or another folder"
@@ -396,7 +506,7 @@ class StoreWriter:
                 raise InputError(f"the corpus has no tokens, so there is nothing to store in {self.path}")
             digest = tokens_digest(iterate_contexts(self._stored_parts()))
             if self._manifest is None:
-                num_documents = sum(run.num_documents for run in self._runs)
+                num_documents = sum(run.num_documents for run in self._runs.values())
             else:
                 num_documents = self._manifest.extent.num_documents
             corpus = Corpus(

@@ -20,8 +20,9 @@ def test_auroc_holds_the_bound(draw):
     assert coverage.areas(draw, "", 400, 1).worst() >= BOUND - SLACK
 
 
-def test_clustered_and_summary_intervals_hold_the_bound():
+def test_clustered_correlation_and_summary_intervals_hold_the_bound():
     assert coverage.clustered(150, with_effect=True).worst() >= BOUND - 2 * SLACK
+    assert coverage.correlations(150).worst() >= BOUND - 2 * SLACK
     assert coverage.summaries(400).worst() >= BOUND - SLACK
 
 
@@ -29,4 +30,4 @@ def test_the_committed_tables_are_those_of_the_script():
     text = coverage.DOC.read_text(encoding="utf-8")
     for table in (coverage.rates(), coverage.worst_rate(), coverage.balanced()):
         assert table.markdown() in text
-    assert len(re.findall("^## ", text, re.MULTILINE)) == 10
+    assert len(re.findall("^## ", text, re.MULTILINE)) == 11

@@ -1,4 +1,4 @@
-"""Simulation with a real model in this process: every prediction against a plain forward pass of its own."""
+"""Simulation and surprisal with a real model in this process: every number against a plain forward pass of its own."""
 
 import asyncio
 from dataclasses import replace
@@ -10,6 +10,7 @@ from autointerp.llm import EngineConfig, LoggedEngine, ReplyLog, open_engine
 from autointerp.protocols import Resources
 from autointerp.records import Examples, Explanation, LatentExamples, TokenIds
 from autointerp.scorers.simulation import Simulation, SimulationConfig
+from autointerp.scorers.surprisal import Surprisal, SurprisalConfig
 from tests.tiny_llm import write_chat_model
 
 PROMPT = '''
@@ -145,6 +146,21 @@ def expected(model, tokenizer, request, *, num_tokens):
     return found
 
 
+def scored(folder, scorer, latent, *, log, batch_size=1):
+    """Return the result, and the engine with the requests it was sent."""
+
+    async def main():
+        recorder = Recorder(open_engine(f"hf:{folder}", EngineConfig(device="cpu", batch_size=batch_size)))
+        logged = LoggedEngine(recorder, ReplyLog(log))
+        try:
+            return await scorer.score(latent, EXPLANATION, Resources(vocabulary=Words(), seed=0, engine=logged)), recorder
+        finally:
+            await logged.aclose()
+            await recorder.aclose()
+
+    return asyncio.run(main())
+
+
 def test_predictions_are_those_of_a_plain_forward_pass(tmp_path):
     import transformers
 
@@ -153,16 +169,7 @@ def test_predictions_are_those_of_a_plain_forward_pass(tmp_path):
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     scorer, latent = simulation(tmp_path), a_latent()
 
-    async def score(log):
-        recorder = Recorder(open_engine(f"hf:{folder}", EngineConfig(device="cpu", batch_size=1)))
-        logged = LoggedEngine(recorder, ReplyLog(log))
-        try:
-            return await scorer.score(latent, EXPLANATION, Resources(vocabulary=Words(), seed=0, engine=logged)), recorder
-        finally:
-            await logged.aclose()
-            await recorder.aclose()
-
-    result, recorder = asyncio.run(score(tmp_path / "replies.log"))
+    result, recorder = scored(folder, scorer, latent, log=tmp_path / "replies.log")
     asked = [request for request in recorder.requests if isinstance(request.prompt, TokenIds)]
     assert len(asked) == 9 and len(recorder.requests) == 10
     by_number = {verdict.example_idx: verdict for verdict in result.verdicts}
@@ -178,13 +185,42 @@ def test_predictions_are_those_of_a_plain_forward_pass(tmp_path):
     [headline] = [score for score in result.scores if score.is_headline]
     assert headline.value == pytest.approx(np.corrcoef(answers, truths)[0, 1], abs=1e-4)
     # From the log, without a single request.
-    again, recorder = asyncio.run(score(tmp_path / "replies.log"))
+    again, recorder = scored(folder, scorer, latent, log=tmp_path / "replies.log")
     assert not recorder.requests
     assert again == result
 
 
 def joined(latent):
     return [*latent.positives.tokens, *latent.negatives.tokens]
+
+
+@pytest.mark.parametrize("batch_size", [1, 8])
+def test_information_values_are_those_of_a_plain_forward_pass(tmp_path, batch_size):
+    """Nothing of one prompt, such as a cache of its prefix, is left for the next."""
+    import torch
+    import transformers
+
+    folder = model_with_bos(tmp_path / "tiny")
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    result, recorder = scored(folder, Surprisal(), a_latent(), log=tmp_path / "replies.log", batch_size=batch_size)
+    found = {}
+    for request in recorder.requests:
+        if isinstance(request.prompt, TokenIds):
+            ids, start = list(request.prompt.ids), request.prompt_logprobs.start
+            before, window = tokenizer.decode(ids[:start]), tokenizer.decode(ids[start:])
+            assert ids[0] == tokenizer.bos_token_id and before.endswith("\n")
+            with torch.inference_mode():
+                logprobs = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+            is_generic = SurprisalConfig().generic in before.rpartition("Description: ")[2]
+            found[window, is_generic] = sum(float(logprobs[i - 1, ids[i]]) for i in range(start, len(ids)))
+    assert len(found) == 18
+    for verdict, tokens in zip(result.verdicts, joined(a_latent()), strict=True):
+        window = "".join(Words.words[t] for t in tokens)
+        assert verdict.value == pytest.approx(found[window, False] - found[window, True], abs=1e-3)
+    slow = [[(p.value > n.value) + (p.value == n.value) / 2 for n in result.verdicts[5:]] for p in result.verdicts[:5]]
+    [headline] = [score for score in result.scores if score.is_headline]
+    assert headline.value == pytest.approx(np.mean(slow))
 
 
 def test_a_window_longer_than_the_context_is_too_long(tmp_path):

@@ -15,6 +15,7 @@ from autointerp import explain, load_scores, load_verdicts, score
 from autointerp.cli.tables import command as tables_command
 from autointerp.cli.verify import command as verify_command
 from autointerp.coders.load import load_coder
+from autointerp.digest import digest_file
 from autointerp.errors import ConfigError, IdentityError, InputError, StoreError
 from autointerp.examples.negatives import NEGATIVES
 from autointerp.examples.selection import SelectionConfig
@@ -241,6 +242,8 @@ def test_tables_that_do_not_fit_are_told(full, tmp_path):
     vectors = np.load(folder / "vectors.npy", allow_pickle=False)
     vectors[11] = 0
     np.save(folder / "vectors.npy", vectors)
+    record = read_sealed(folder / "index.json") | {"vectors_digest": digest_file(folder / "vectors.npy")}
+    write_sealed(folder / "index.json", record)
     problems = verify_contents(path)
     assert len(problems) == 4
     for problem, part in zip(

@@ -1,14 +1,6 @@
 """A real vLLM, over HTTP and in this process, against the transformers engine. Run by ``make test-vllm``."""
 
 import asyncio
-import os
-import re
-import socket
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
 
 import pytest
 
@@ -24,10 +16,10 @@ from autointerp.records import (
     Text,
     TokenIds,
 )
+from tests.integration.vllm_server import open_in_process, open_over_http, serving, successes
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("ignore")]
 
-SETTINGS = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
 CONTEXT = 512
 PROMPTS = [
     Chat(messages=(("user", "The quick brown fox"), ("assistant", "jumps"), ("user", "over?"))),
@@ -64,49 +56,18 @@ def oracle(model, runner):
 
 @pytest.fixture(scope="module")
 def server(model, tmp_path_factory):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    # Not `vllm serve`: in some releases of vllm-cpu that command looks for a package named vllm.
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model), "--served-model-name", "tiny"]
-    command += ["--host", "127.0.0.1", "--port", str(port), "--enforce-eager", "--dtype", "float32"]
-    command += ["--max-model-len", str(CONTEXT), "--enable-prompt-tokens-details"]
+    arguments = ("--dtype", "float32", "--enable-prompt-tokens-details")
     log = tmp_path_factory.mktemp("server") / "log"
-    with log.open("wb") as out:
-        process = subprocess.Popen(command, env=os.environ | SETTINGS, stdout=out, stderr=subprocess.STDOUT)
-    try:
-        wait_for(f"http://127.0.0.1:{port}/health", process, log)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        process.wait(60)
-
-
-def wait_for(url, process, log):
-    deadline = time.monotonic() + 240
-    while time.monotonic() < deadline:
-        assert process.poll() is None, log.read_text(errors="replace")[-3000:]
-        try:
-            with urllib.request.urlopen(url, timeout=5):
-                return
-        except (urllib.error.URLError, OSError):
-            time.sleep(1)
-    raise AssertionError(log.read_text(errors="replace")[-3000:])
+    with serving(model, log, name="tiny", context=CONTEXT, arguments=arguments) as url:
+        yield url
 
 
 @pytest.fixture(scope="module", params=["http", "process"])
 def engine(request, model, runner):
     if request.param == "http":
-        engine = open_engine(f"openai:tiny@{request.getfixturevalue('server')}/v1", EngineConfig(start_concurrency=64))
-        runner.run(prepare(engine))
+        engine = open_over_http(runner, request.getfixturevalue("server"), start_concurrency=64)
     else:
-        os.environ.update(SETTINGS)
-        arguments = {"enforce_eager": True, "max_model_len": CONTEXT}
-
-        async def start():
-            return open_engine(f"vllm:{model}", EngineConfig(dtype="float32", engine_args=arguments))
-
-        engine = runner.run(start())
+        engine = open_in_process(runner, model, context=CONTEXT)
     yield engine
     runner.run(engine.aclose())
     runner.run(engine.aclose())
@@ -194,12 +155,6 @@ def test_another_model_is_refused(runner, server):
     with pytest.raises(ConfigError, match="has no model 'other'; it has: tiny"):
         runner.run(prepare(engine))
     runner.run(engine.aclose())
-
-
-def successes(server):
-    with urllib.request.urlopen(f"{server}/metrics", timeout=10) as page:
-        text = page.read().decode()
-    return sum(float(value) for value in re.findall(r"^vllm:request_success_total\{[^}]*\} (\S+)$", text, re.MULTILINE))
 
 
 def test_the_servers_own_count_is_ours(runner, server, tmp_path):

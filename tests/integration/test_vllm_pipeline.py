@@ -4,10 +4,6 @@ The bundled model serves as the LLM: it answers at random, and in form only wher
 """
 
 import json
-import os
-import socket
-import subprocess
-import sys
 
 import pytest
 
@@ -19,7 +15,7 @@ from autointerp.jobs.score import ScoreConfig, score
 from autointerp.records import UNSCORED
 from autointerp.results.load import load_explanations, load_scores, load_verdicts
 from autointerp.stats import mean_t
-from tests.integration.test_vllm import SETTINGS, successes, wait_for
+from tests.integration.vllm_server import SETTINGS, serving, successes
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1500), pytest.mark.filterwarnings("ignore")]
 
@@ -35,30 +31,9 @@ def store(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    """A server of the bundled model in a process of its own; yields its address."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     log = tmp_path_factory.mktemp("pipeline-server") / "log"
-    command = [
-        sys.executable,
-        "-m",
-        "vllm.entrypoints.openai.api_server",
-        "--model",
-        str(bundled("model")),
-        "--port",
-        str(port),
-    ]
-    command += ["--served-model-name", "bundled", "--enforce-eager", "--max-model-len", "8192", "--host", "127.0.0.1"]
-    with log.open("w") as file:
-        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=os.environ | SETTINGS)
-    url = f"http://127.0.0.1:{port}"
-    try:
-        wait_for(f"{url}/health", process, log)
+    with serving(bundled("model"), log, name="bundled", context=8192) as url:
         yield url
-    finally:
-        process.terminate()  # not kill: the engine is a child of its own
-        process.wait(60)
 
 
 def check(results, report, *, num_asked):

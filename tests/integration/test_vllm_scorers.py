@@ -4,18 +4,15 @@ Run by ``make test-vllm``.
 """
 
 import asyncio
-import os
-import socket
-import subprocess
-import sys
 
+import numpy as np
 import pytest
 
-from autointerp.llm import EngineConfig, open_engine, prepare
+from autointerp.llm import EngineConfig, open_engine
 from autointerp.protocols import Resources
 from autointerp.scorers.surprisal import Surprisal
 from tests.integration.test_simulation_hf import EXPLANATION, Words, a_latent, model_with_bos, simulation
-from tests.integration.test_vllm import SETTINGS, wait_for
+from tests.integration.vllm_server import open_in_process, open_over_http, serving
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("ignore")]
 
@@ -47,36 +44,17 @@ def runner():
 
 @pytest.fixture(scope="module")
 def server(model, tmp_path_factory):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model), "--served-model-name", "tiny"]
-    command += ["--host", "127.0.0.1", "--port", str(port), "--enforce-eager", "--dtype", "float32"]
-    command += ["--max-model-len", str(CONTEXT)]
     log = tmp_path_factory.mktemp("server") / "log"
-    with log.open("wb") as out:
-        process = subprocess.Popen(command, env=os.environ | SETTINGS, stdout=out, stderr=subprocess.STDOUT)
-    try:
-        wait_for(f"http://127.0.0.1:{port}/health", process, log)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        process.wait(60)
+    with serving(model, log, name="tiny", context=CONTEXT, arguments=("--dtype", "float32")) as url:
+        yield url
 
 
 @pytest.fixture(scope="module", params=["http", "process"])
 def engine(request, model, runner):
     if request.param == "http":
-        engine = open_engine(f"openai:tiny@{request.getfixturevalue('server')}/v1")
-        runner.run(prepare(engine))
+        engine = open_over_http(runner, request.getfixturevalue("server"))
     else:
-        os.environ.update(SETTINGS)
-        arguments = {"enforce_eager": True, "max_model_len": CONTEXT}
-
-        async def start():
-            return open_engine(f"vllm:{model}", EngineConfig(dtype="float32", engine_args=arguments))
-
-        engine = runner.run(start())
+        engine = open_in_process(runner, model, context=CONTEXT)
     yield engine
     runner.run(engine.aclose())
 
@@ -104,6 +82,14 @@ def test_simulated_levels_are_those_of_transformers(runner, engine, oracle, tmp_
     assert len(both) >= 0.5 * len(pairs)
     assert sum((a is None) != (b is None) for a, b in pairs) <= 0.05 * len(pairs)
     assert sum(abs(a - b) < 1e-2 for a, b in both) >= 0.95 * len(both)
+    [headline] = [score for score in ours.scores if score.is_headline]
+    told = [
+        (level, activation)
+        for verdict in ours.verdicts
+        for level, activation in zip(verdict.answers, verdict.truths, strict=True)
+        if level is not None
+    ]
+    assert headline.value == pytest.approx(np.corrcoef(np.array(told).T)[0, 1])
 
 
 def test_information_values_are_those_of_transformers(runner, engine, oracle):

@@ -52,7 +52,7 @@ class Source:
     def __init__(self, *, store_id="store-1", coders=("a", "b"), selection=None):
         self.store_id, self.path = store_id, "somewhere"
         self.coder_ids = {name: f"coder-{name}" for name in coders}
-        self.control_of = {}
+        self.control_of, self.outgrown = {}, {}
         self.vocabulary = Vocabulary()
         self.selection = selection or SelectionConfig()
         self.num_selected = 0

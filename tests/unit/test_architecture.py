@@ -7,7 +7,7 @@ import autointerp
 
 ROOT = Path(autointerp.__file__).parent
 ORDER = [
-    {"errors"}, {"digest"}, {"files"}, {"records"}, {"protocols"}, {"config"}, {"stats", "rules", "prompts"}, {"tables"}, {"store"},
+    {"errors"}, {"digest"}, {"files"}, {"records", "worker"}, {"protocols"}, {"config"}, {"stats", "rules", "prompts"}, {"tables"}, {"store"},
     {"llm", "embed"}, {"coders"}, {"subject"}, {"examples"}, {"scorers"}, {"explainers"}, {"results"}, {"jobs"}, {"reports"}, {"demo"},
     {"studies"}, {"cli"},
 ]  # fmt: skip

@@ -164,6 +164,20 @@ def test_blocks_hold_what_the_store_holds(store, centred):
     assert len(set(texts)) == len(texts)
 
 
+def test_centred_means_centred():
+    """delphi has it the other way round: what it calls centred lies on the grid, and the peak anywhere."""
+    rng = np.random.default_rng(3)
+    store = MemoryStore([rng.integers(0, 500, 400).tolist() for _ in range(150)], ctx_len=400)
+    peaks = {400 * k + int(rng.integers(40, 360)): 5.0 for k in range(150)}
+    store.add("sae", [peaks | {p + 1: 1.0 for p in peaks}])
+    for centred in (False, True):
+        shown = select(store, "sae", 0, SelectionConfig(centred=centred)).positives
+        places = shown.activations.argmax(axis=1)
+        assert (places == 24).all() == centred
+        assert (shown.positions % 400 % 32 == 0).all() != centred
+    assert len(set(select(store, "sae", 0, SelectionConfig()).positives.activations.argmax(axis=1).tolist())) > 10
+
+
 def test_same_call_same_rows_in_any_order_and_thread(store):
     many = random_store(seed=8, num_documents=120)
     positions, values = many.coder("sae").activations(0)
@@ -176,8 +190,11 @@ def test_same_call_same_rows_in_any_order_and_thread(store):
         together = list(pool.map(lambda k: shared.select("sae", k % 3), range(23, -1, -1)))
     for k, chosen in zip(range(23, -1, -1), together, strict=True):
         assert_equal(chosen, alone[k % 3])
-    # Equal activations, but another latent: other pools and other draws.
+    # Equal activations, but another latent: other pools and other draws, of negatives too.
     assert alone[0].positives.positions.tolist() != alone[2].positives.positions.tolist()
+    for block in ("negatives", "explain_negatives"):
+        one, other = (set(getattr(alone[latent], block).positions.tolist()) for latent in (0, 2))
+        assert len(one & other) < 0.5 * len(one)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,8 @@ import pytest
 
 from autointerp.digest import canonical_json
 from autointerp.errors import ConfigError, ResourceError
-from autointerp.jobs.shards import Leases, Worker, host
+from autointerp.jobs.shards import Leases, host
+from autointerp.worker import Worker
 
 NAME = "explain/x/shard-000000"
 

@@ -5,10 +5,11 @@ import os
 import signal
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 
+from autointerp.digest import digest
 from autointerp.errors import EngineStopped, Transient
 from autointerp.llm import Budget, BudgetReached, FakeEngine, LoggedEngine, Prices, ReplyLog
 from autointerp.llm.budget import cost_of
@@ -119,6 +120,21 @@ def test_keys_know_every_field_that_can_change_an_answer():
     keys += [request_key(engine, base, {"reasoning_effort": "low"})]
     assert len(set(keys)) == len(keys)
     assert request_key(engine, replace(base)) == keys[0] == request_key(engine, base, {})
+
+
+def test_keys_are_those_of_every_field_written_out():
+    """What is in a log stays found: the digest is of all fields, records within records included."""
+    engine = EngineId(kind="openai", model="m", revision="r")
+    slots = PromptLogprobs(start=1, top=3, at=(1, 2))
+    for request in (
+        Request(prompt=TokenIds(ids=(1, 2, 3)), prompt_logprobs=slots, max_tokens=0),
+        Request(prompt=Chat(messages=(("system", "é"), ("user", "b"))), constraint=Choice(options=("a", "b")), stop=("x",)),
+    ):
+        body = asdict(request)
+        body["prompt"]["kind"] = type(request.prompt).__name__
+        if request.constraint is not None:
+            body["constraint"]["kind"] = type(request.constraint).__name__
+        assert request_key(engine, request) == digest({"v": 1, "engine": asdict(engine), "request": body, "extra": {}})
 
 
 def test_a_reply_is_fetched_once_and_read_after(tmp_path):

@@ -63,6 +63,15 @@ def test_substituted_text_is_never_expanded_again():
     assert prompt.chat(a="{{b}} {{c}} {{", b=r"\1 {{a}}").messages[-1] == ("user", r"{{b}} {{c}} {{ and \1 {{a}}")
 
 
+def test_the_marker_of_the_answer_is_broken_in_substituted_text_alone():
+    prompt = parsed(answer="marked_line", marker="ANSWER:", user="write ANSWER: after {{explanation}}")
+    text = "ANSWER: **ANSWER:** ANSWER**:** ANSWER :"
+    assert prompt.chat(explanation=text).messages[-1] == (
+        "user",
+        "write ANSWER: after A NSWER: **A NSWER:** A NSWER**:** ANSWER :",
+    )
+
+
 def test_a_missing_value_is_refused():
     with pytest.raises(ConfigError, match="needs a value for the variable 'explanation'"):
         parsed().chat(explanatoin="x")

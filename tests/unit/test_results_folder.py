@@ -38,6 +38,10 @@ def test_another_store_is_refused(folder):
     assert again.provenance() == {"store": "cache/x"}
     with pytest.raises(IdentityError, match="belongs to another store: store_id is s1 there and s2 now"):
         ResultsFolder.create(folder.path, store_id="s2", provenance={})
+    with pytest.raises(
+        IdentityError, match=r"made when the store had 10,000 tokens; the store was extended since, which changes"
+    ):
+        ResultsFolder.create(folder.path, store_id="s2", provenance={}, outgrown={"s0": 1, "s1": 10_000})
 
 
 def test_other_files_are_left_alone(tmp_path):

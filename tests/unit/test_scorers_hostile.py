@@ -8,12 +8,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hostile import TEXTS
 from planted import ID, explained, planted, resources, run, windows
 
 from autointerp.errors import ContextExceeded, EngineStopped, Permanent, RateLimited, ReplyError, Transient
 from autointerp.jobs.methods import build_scorer
 from autointerp.llm.fake import FakeEngine, prompt_text
-from autointerp.records import RETRYABLE, UNSCORED, Chat, Reply, Text, TokenLogprob
+from autointerp.records import RETRYABLE, UNSCORED, Chat, Reply, Text, TokenIds, TokenLogprob
 from autointerp.scorers import REGISTRY
 
 SCORERS = {
@@ -55,6 +56,10 @@ def scored(which, answer, *, latent=None, explanation=None):
     return run(scorer.score(latent, explanation or explained("os.path"), resources(engine))), engine
 
 
+RATES = {"tpr": True, "tnr": False}
+"""Metrics over one class, and whether it is that of the positives."""
+
+
 def check(result, *, statuses=None):
     """Whatever came: every verdict has an answer or a reason, counts add up, and no score stands on nothing."""
     assert result.verdicts
@@ -68,29 +73,16 @@ def check(result, *, statuses=None):
     [score] = [score for score in result.scores if score.is_headline]
     assert score.num_scored == found["ok"] and dict(score.unscored) == {k: v for k, v in found.items() if k != "ok"}
     assert score.num_scored + sum(score.unscored.values()) == len(result.verdicts)
+    by_truth = {metric: Counter(v.status for v in result.verdicts if v.truth == truth) for metric, truth in RATES.items()}
     for row in result.scores:
+        assert row.judge == "fake"
         assert (row.status == "ok") == (row.value is not None)
+        if row.quantile is None:
+            counts = by_truth.get(row.metric, found if row.negatives != "none" else None)
+            assert counts is None or {"ok": row.num_scored, **row.unscored} == {"ok": counts["ok"], **counts}
         assert row.value is None or np.isfinite(row.value)
         assert row.num_scored or row.value is None
         assert row.chance is not None or row.metric in ("tpr", "tpr_by_activation", "tnr", "predicted_tokens")
-
-
-TEXTS = {
-    "empty": "",
-    "blank": " \n\t ",
-    "prose": "Sure! Here is my answer: texts 1 and 3 fit, I think.",
-    "html": "<html><body><h1>502 Bad Gateway</h1></body></html>",
-    "cut": "[1, 0, 1",
-    "wrong length": "[" + ", ".join(["1"] * 99) + "]",
-    "nested": "[[1, 0]]",
-    "object": '{"answer": [1, 0, 1, 0, 1]}',
-    "null": "null",
-    "numbers of another kind": "[0.5, NaN, 1e400, -1, 11]",
-    "huge": "9" * 500,
-    "thinking": "<think>1</think>",
-    "another prompt": "Text 1: x\nText 2: y\nDescription: z",
-    "refusal": "I'm sorry, but I can't help with that.",
-}
 
 
 @pytest.mark.parametrize("which", SCORERS)
@@ -133,6 +125,59 @@ def test_failures_of_the_engine(which, kind):
     result, _ = scored(which, lambda request: reply)
     check(result, statuses=statuses)
     assert {v.status for v in result.verdicts} & RETRYABLE == statuses & RETRYABLE
+
+
+def obedient(request):
+    """An answer in the form that was asked for."""
+    if request.labels:
+        return Reply(text="1", finish="length", label_probs=(0.5, 0.25), label_mass=0.75)
+    if isinstance(request.prompt, TokenIds):
+        start = request.prompt_logprobs.start
+        top = (("3", -0.5), ("0", -1.5))
+        tokens = [TokenLogprob(token="", token_id=i, logprob=-1.0, top=top) for i in request.prompt.ids[start:]]
+        return Reply(text="", finish="stop", prompt_tokens=tuple(tokens))
+    schema = json.loads(request.constraint.schema) if request.constraint is not None else None
+    if schema is None:
+        return "none"
+    return "1" if schema["type"] == "integer" else json.dumps([1] * schema["minItems"])
+
+
+MIXED = {
+    "ok": None,
+    "unparseable": "Sure!",
+    "refused": Reply(text="", finish="filter"),
+    "truncated": Reply(text="[1, 0", finish="length"),
+    "no_reply": Transient("timeout"),
+    "too_long": ContextExceeded("too long"),
+}
+
+
+@pytest.mark.parametrize("which", SCORERS)
+def test_of_good_and_bad_replies_in_turn_each_reason_is_counted_and_only_the_good_ones_answer(which):
+    first = {}
+    num_messages = 2 + 2 * len(built(which)._prompt.file.turns)
+
+    def script(request):
+        """Deals the kinds out in turn; what is asked about the same text again gets what was dealt before."""
+        if isinstance(request.prompt, Chat):
+            key = request.prompt.messages[:num_messages]
+        else:
+            key = request.prompt.ids[request.prompt_logprobs.start :]
+        kind = first.setdefault(key, list(MIXED)[len(first) % len(MIXED)])
+        return obedient(request) if MIXED[kind] is None else MIXED[kind]
+
+    result, engine = scored(which, script)
+    check(result)
+    dealt = Counter(first.values())
+    # One status for each prompt, whatever the number of its examples.
+    prompts = {(verdict.prompt_idx, verdict.status) for verdict in result.verdicts if verdict.status != "not_applicable"}
+    asked = Counter(status for _, status in prompts)
+    assert len(prompts) == len({number for number, _ in prompts})
+    if "labels" in which:
+        # Such a reply is one token long by design, so that its length says nothing.
+        dealt["unparseable"] += dealt.pop("truncated")
+    assert asked == dealt
+    assert {request.temperature for request in engine.requests} == {0.0}
 
 
 @pytest.mark.parametrize("which", SCORERS)

@@ -143,6 +143,16 @@ def test_numbers_are_read_as_they_are_written(text, found):
     assert read_numbers(text, 14) == found
 
 
+def test_nothing_in_the_prompt_says_that_four_fit():
+    """SAEBench shows an answer of four random numbers as its example."""
+    _, engine = bench(lists)
+    messages = engine.requests[0].prompt.messages
+    answers = [content for role, content in messages if role == "assistant"]
+    assert sorted(len(read_numbers(answer, 14)) for answer in answers) == [0, 2, 3]
+    told = " ".join(content for role, content in messages if role != "assistant").split("Description: ")[0]
+    assert not re.search(r"\bfour\b|\d+, \d+", told)
+
+
 def test_a_lost_prompt_loses_its_fourteen_windows():
     result, _ = bench(lambda request: Reply(text="", finish="filter"))
     assert {v.status for v in result.verdicts} == {"refused"}

@@ -12,11 +12,12 @@ from autointerp.digest import generator
 from autointerp.errors import ReplyError
 from autointerp.llm.fake import FakeEngine
 from autointerp.records import Reply, Text, TokenLogprob
-from autointerp.scorers.embedding import Embedding, EmbeddingConfig, Vectors
+from autointerp.scorers.embedding import Embedding, EmbeddingConfig
 from autointerp.scorers.example_embedding import ExampleEmbedding
 from autointerp.scorers.highlights import dealt_anew, own_masks, shown_masks
 from autointerp.scorers.metrics import ranked_scores
 from autointerp.scorers.surprisal import Surprisal, SurprisalConfig
+from autointerp.scorers.vectors import Vectors
 
 
 class Bags:
@@ -91,7 +92,7 @@ def test_equal_and_recent_texts_are_embedded_once(monkeypatch):
     assert embedder.texts == [["cat", "("]] and (vectors[0] == vectors[2]).all()
     again = run(memory.of(embedder, ["(", "raise"]))
     assert embedder.texts == [["cat", "("], ["raise"]] and (again[0] == vectors[1]).all()
-    monkeypatch.setattr("autointerp.scorers.embedding._MAX_KNOWN", 1)
+    monkeypatch.setattr("autointerp.scorers.vectors._MAX_KNOWN", 1)
     run(memory.of(embedder, ["raise"]))
     run(memory.of(embedder, ["cat"]))
     assert embedder.texts[2:] == [["cat"]]  # the oldest was forgotten

@@ -154,6 +154,25 @@ def test_a_negative_slope_stays_negative():
     assert score.value == pytest.approx(-1.0)
 
 
+@pytest.mark.parametrize("slope", [1, -1])
+def test_no_calibration_comes_between(slope):
+    """A fit a = alpha + beta s on what is scored leaves a correlation as it is for beta > 0 and turns its sign for beta < 0."""
+
+    def noisy(lines, i):
+        level = 5 + slope * (3 if "path" in lines[i] else 0) + (len(lines[i]) % 3 - 1)
+        return [(str(level), math.log(0.9))]
+
+    result = scored(Judge(noisy), latent=few(20))
+    predicted = np.concatenate([v.answers for v in result.verdicts])
+    truths = np.concatenate([v.truths for v in result.verdicts])
+    plain = np.corrcoef(predicted, truths)[0, 1]
+    beta, alpha = np.polyfit(predicted, truths, 1)
+    assert 0.2 < plain * slope < 0.95 and np.sign(beta) == slope
+    fitted = np.corrcoef(alpha + beta * predicted, truths)[0, 1]
+    assert fitted == pytest.approx(abs(plain))
+    assert headline(result).value == pytest.approx(plain)
+
+
 def test_constant_predictions_are_undefined_and_no_zero():
     result = scored(Judge(lambda lines, i: logs(_3=0.9)), latent=few())
     score = headline(result)
@@ -261,6 +280,17 @@ def test_a_judge_without_single_digits_is_refused():
         scored(judge, latent=few())
 
 
+def test_activations_are_compared_as_they_are_and_not_in_tenths():
+    latent = few(20)
+    strengths = np.linspace(0.03, 4, 20, dtype=np.float32)[:, None]
+    scaled = replace(latent.positives, activations=(latent.positives.activations > 0) * strengths)
+    result = scored(Judge(hashed), latent=replace(latent, positives=scaled))
+    predicted = np.concatenate([v.answers for v in result.verdicts])
+    raw = np.concatenate([*scaled.activations, *latent.negatives.activations])
+    assert headline(result).value == pytest.approx(np.corrcoef(predicted, raw)[0, 1])
+    assert abs(headline(result).value - np.corrcoef(predicted, np.ceil(10 * raw / 4))[0, 1]) > 1e-4
+
+
 def test_no_level_among_the_alternatives_is_no_prediction():
     def half(lines, i):
         return logs(unknown=0.9, the=0.05) if i % 4 == 0 else knows(lines, i)
@@ -356,6 +386,19 @@ def tokens_of(request):
 def writes(request):
     shown = tokens_of(request)
     return orjson.dumps([8 * (shown[max(i - 2, 0) : i + 1] == ["os", ".", "path"]) for i in range(len(shown))]).decode()
+
+
+def test_written_levels_are_taken_as_they_stand_to_the_last_token():
+    """OpenAI's reader never strips the last separator, so that its last token is always 0."""
+
+    def counts(request):
+        return orjson.dumps([i % 11 for i in range(len(tokens_of(request)))]).decode()
+
+    result = scored(FakeEngine(counts), latent=few(), mode="list")
+    assert {v.answers for v in result.verdicts} == {tuple(float(i % 11) for i in range(16))}
+    zeros = scored(FakeEngine(lambda request: orjson.dumps([0] * 16).decode()), latent=few(), mode="list")
+    # Equal predictions have no correlation; they are counted as scored, and the row says that it is undefined.
+    assert (headline(zeros).status, headline(zeros).value, headline(zeros).num_scored) == ("undefined", None, 12)
 
 
 def test_written_levels():

@@ -192,6 +192,35 @@ def test_correlation_keeps_its_sign_and_is_undefined_for_constants():
         stats.correlation([1, 2], [1], [0, 0])
 
 
+def test_a_correlation_of_one_has_the_limits_of_as_many_right_documents():
+    # Four documents that carry as much of the variance each: 4 / (4 + 1.95996^2) = 0.5101. A silent one does not count.
+    x = np.array([0.0, 1, 0, 1, 0, 1, 0, 1])
+    doc = np.repeat(np.arange(4), 2)
+    for sign in (1, -1):
+        found = stats.correlation(x, 3 * sign * x + 2, doc)
+        assert found.method == "wilson_document" and found.value == pytest.approx(sign)
+        assert sorted([abs(found.low), abs(found.high)]) == pytest.approx([0.5101, 1], abs=1e-4)
+        assert found.low <= found.value <= found.high
+    many = np.tile([0.0, 1], 400)
+    assert stats.correlation(many, many, np.repeat(np.arange(400), 2)).low == pytest.approx(400 / 403.8415, abs=1e-5)
+
+
+def test_errors_in_one_document_leave_limits_on_both_sides():
+    x = np.tile([0.0, 0, 0, 1], 10)
+    y = x.copy()
+    y[:4] = [1, 0, 0, 0]
+    doc = np.repeat(np.arange(10), 4)
+    found = stats.correlation(x, y, doc)
+    right = stats.wilson(found.value * 10, 10)
+    assert found.method == "wilson_document"
+    assert (found.low, found.high) == pytest.approx((right.low, right.high), abs=1e-9)
+    assert found.low < 0.7 < found.value < found.high < 1
+    # One document against all others: nothing can be said.
+    x[0], y[0] = 9, -9
+    found = stats.correlation(x, y, doc)
+    assert found.value < 0 and math.isnan(found.low)
+
+
 def test_correlation_is_resampled_by_document_and_never_by_token():
     """Copies of every token in its own document say nothing new: the interval must not shrink."""
     rng = np.random.default_rng(5)

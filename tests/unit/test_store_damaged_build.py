@@ -79,7 +79,7 @@ def test_a_run_lost_while_it_is_merged_is_told(corpus, spilled, tmp_path, monkey
         patched.setattr("autointerp.store.writer.merge_coder", killed)
         build(path, corpus)
     (path / MARKER).unlink()
-    with pytest.raises(AutointerpError, match=r"runs of 5 contexts and had 12 .* a file run-\*.json is missing"):
+    with pytest.raises(AutointerpError, match=r"runs of 7 contexts and had 12 .* a file run-\*.json is missing"):
         build(path, corpus)
 
 
