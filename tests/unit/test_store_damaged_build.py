@@ -69,20 +69,6 @@ def test_a_damaged_build_goes_on_or_says_what_is_wrong(corpus, whole, spilled, t
     assert told >= FLIPS // 4
 
 
-def test_a_run_lost_while_it_is_merged_is_told(corpus, spilled, tmp_path, monkeypatch):
-    path = shutil.copytree(spilled, tmp_path / "store")
-
-    def killed(*_args, **_options):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr("autointerp.store.writer.merge_coder", killed)
-        build(path, corpus)
-    (path / MARKER).unlink()
-    with pytest.raises(AutointerpError, match=r"runs of 7 contexts and had 12 .* a file run-\*.json is missing"):
-        build(path, corpus)
-
-
 @pytest.fixture
 def disk(tmp_path):
     """Mount a disk of so many bytes; again to change its size."""
