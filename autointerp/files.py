@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import orjson
 
+from autointerp.digest import digest
 from autointerp.errors import ResourceError, StoreError
 
 TEMPORARY_PREFIX = ".tmp-"
+_SEAL = "seal"
 
 
 @contextmanager
@@ -78,6 +80,23 @@ def write_json(path: Path, value: Any) -> None:
         temporary.write_bytes(orjson.dumps(value, option=options))
 
 
+def write_sealed(path: Path, values: Mapping[str, Any]) -> None:
+    """Commit `values` as :func:`write_json` does, with a digest of them under ``seal``."""
+    plain = orjson.loads(orjson.dumps(values, option=orjson.OPT_SERIALIZE_NUMPY))
+    write_json(path, plain | {_SEAL: digest(plain)})
+
+
+def read_sealed(path: Path) -> Any:
+    """Return what :func:`write_sealed` committed, without its seal; what has none is returned as it is.
+
+    Raises: StoreError when the file is missing, not JSON, or not what was committed.
+    """
+    values = read_json(path)
+    if isinstance(values, dict) and (seal := values.pop(_SEAL, None)) is not None and seal != digest(values):
+        raise StoreError(f"{path} is not as it was written: its seal is of other values; restore it, or build again")
+    return values
+
+
 def read_json(path: Path) -> Any:
     """Return the JSON value in a file.
 
@@ -88,7 +107,7 @@ def read_json(path: Path) -> Any:
     except FileNotFoundError:
         raise StoreError(f"{path} does not exist") from None
     except orjson.JSONDecodeError as error:
-        raise StoreError(f"{path} is not valid JSON ({error}); it was damaged after it was written") from error
+        raise StoreError(f"{path} is not valid JSON ({error}); it is damaged, restore it or make it again") from error
 
 
 def clear_temporary(folder: Path) -> int:

@@ -6,6 +6,7 @@ number; readers keep one number back.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -14,12 +15,17 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from autointerp.digest import digest
 from autointerp.errors import StoreError
 from autointerp.files import committed
 from autointerp.records import UNSCORED, Explanation, Score, Verdict
 
 SCHEMA_VERSION = 1
 _KEY = b"autointerp.schema"
+_COLUMNS_KEY = b"autointerp.columns"
+
+_LIST_OF = re.compile(r"<(item|element): ")
+_AGAIN = "restore it, or remove the marker of its shard under state/ and the shard is done again"
 
 _LATENT_KEY = [("coder", pa.string()), ("latent", pa.uint32())]
 
@@ -177,11 +183,17 @@ def _table(rows: Sequence[dict[str, Any]], schema: pa.Schema) -> pa.Table:
 def write_parquet(path: Path, table: pa.Table) -> None:
     """Commit `table` to `path`, zstd-compressed, with the schema number in the footer.
 
-    Equal tables give equal bytes. Raises: ResourceError when the disk is full.
+    Pages carry a checksum and the footer a digest of the columns' names and types, so that a flipped bit is an error where it
+    is read. Equal tables give equal bytes. Raises: ResourceError when the disk is full.
     """
-    metadata = {**(table.schema.metadata or {}), _KEY: str(SCHEMA_VERSION).encode()}
+    metadata = {**(table.schema.metadata or {}), _KEY: str(SCHEMA_VERSION).encode(), _COLUMNS_KEY: _columns(table.schema)}
     with committed(path) as temporary:
-        pq.write_table(table.replace_schema_metadata(metadata), temporary, compression="zstd")
+        pq.write_table(table.replace_schema_metadata(metadata), temporary, compression="zstd", write_page_checksum=True)
+
+
+def _columns(schema: pa.Schema) -> bytes:
+    """Return a digest of names and types; what parquet calls the values of a list is left out."""
+    return digest([[field.name, _LIST_OF.sub("<", str(field.type))] for field in schema]).encode()
 
 
 def read_parquet(path: Path, columns: list[str] | None = None) -> pa.Table:
@@ -191,12 +203,16 @@ def read_parquet(path: Path, columns: list[str] | None = None) -> pa.Table:
     """
     try:
         # ParquetFile, not read_table: a folder named coder=NAME must not become a column.
-        with pq.ParquetFile(path) as file:
-            version = int((file.schema_arrow.metadata or {}).get(_KEY, b"1"))
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            metadata = file.schema_arrow.metadata or {}
+            version = int(metadata.get(_KEY, b"1"))
             if version > SCHEMA_VERSION:
                 raise StoreError(f"{path} has schema {version}, this release reads up to {SCHEMA_VERSION}; update autointerp")
+            if metadata.get(_COLUMNS_KEY, b"") not in (b"", _columns(file.schema_arrow)):
+                raise StoreError(f"{path} has other columns than were written; it is damaged, {_AGAIN}")
             return file.read(columns=columns)
     except FileNotFoundError:
         raise StoreError(f"{path} does not exist") from None
-    except (pa.ArrowInvalid, OSError) as error:
-        raise StoreError(f"{path} cannot be read as parquet ({error}); it is damaged or truncated") from error
+    except (pa.ArrowException, OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise StoreError(f"{path} cannot be read as parquet ({reason}); it is damaged or truncated, {_AGAIN}") from error

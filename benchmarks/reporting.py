@@ -27,11 +27,13 @@ def versions(*packages: str) -> str:
     return ", ".join(f"{name} {version(name)}" for name in packages)
 
 
-def write_report(name: str, body: str, *, packages: tuple[str, ...] = ("torch", "transformers", "pyarrow", "numpy")) -> Path:
-    """Write ``reports/DATE-name.md`` with the machine, the command line and `body`; return its path."""
+def write_report(
+    name: str, body: str, *, suffix: str = "", packages: tuple[str, ...] = ("torch", "transformers", "pyarrow", "numpy")
+) -> Path:
+    """Write ``reports/DATE-name[suffix].md`` with the machine, the command line and `body`; return its path."""
     now = datetime.now(UTC)
     REPORTS.mkdir(exist_ok=True)
-    path = REPORTS / f"{now:%Y-%m-%d}-{name}.md"
+    path = REPORTS / f"{now:%Y-%m-%d}-{name}{suffix}.md"
     command = " ".join(["python -m", f"benchmarks.{name}", *sys.argv[1:]])
     path.write_text(
         f"# {name}, {now:%Y-%m-%d}\n\n- machine: {machine()}\n- versions: {versions(*packages)}\n- command: `{command}`\n\n{body}\n"

@@ -23,7 +23,7 @@ from autointerp.coders.load import load_coder
 from autointerp.coders.random_coder import random_coder
 from autointerp.config import RUNTIME, Config
 from autointerp.errors import ConfigError, IdentityError, InputError, Interrupted
-from autointerp.files import read_json
+from autointerp.files import read_sealed
 from autointerp.jobs.coder_checks import absurd
 from autointerp.jobs.controls import RANDOM_CODER, REINIT_MATCHED, Control, parse_controls
 from autointerp.jobs.signals import StopFlag, listening
@@ -554,7 +554,7 @@ class _Job:
             begun = path / STATE if (path / STATE).exists() and not (path / MANIFEST).exists() else None
         if begun is None:
             return
-        there = read_json(begun).get("provenance", {}).get("corpus")
+        there = read_sealed(begun).get("provenance", {}).get("corpus")
         here = self._config.corpus.identity()
         differs = [name for name in here if there is not None and there.get(name) != here[name]]
         if differs:
@@ -666,7 +666,7 @@ def _recorded_k(path: Path, name: str) -> int | None:
     """Return the k with which a control is in the store or was begun there, so that it is never measured twice."""
     if (path / coder_file(name)).exists():
         return read_coder(path, name).k
-    begun = read_json(path / STATE)["coders"].get(name) if (path / STATE).exists() else None
+    begun = read_sealed(path / STATE)["coders"].get(name) if (path / STATE).exists() else None
     return None if begun is None else begun["k"]
 
 

@@ -13,7 +13,7 @@ from autointerp import __version__
 from autointerp.config import Config
 from autointerp.digest import digest
 from autointerp.errors import ConfigError, IdentityError, InputError, StoreError
-from autointerp.files import TEMPORARY_PREFIX, read_json, write_json
+from autointerp.files import TEMPORARY_PREFIX, read_sealed, write_json, write_sealed
 from autointerp.store.corpus import documents_schema
 from autointerp.store.grow import Base, plan_base
 from autointerp.store.latents import LATENTS
@@ -230,7 +230,7 @@ def open_build(path: Path, wanted: BuildState, *, may_begin: bool = True) -> tup
     Raises: IdentityError when what is there was made from other inputs; StoreError when it is no store.
     """
     manifest = read_manifest(path) if (path / MANIFEST).exists() else None
-    state = BuildState.parse(read_json(path / STATE), where=str(path / STATE)) if (path / STATE).exists() else None
+    state = BuildState.parse(read_sealed(path / STATE), where=str(path / STATE)) if (path / STATE).exists() else None
     if manifest is None and state is None:
         for folder in ("tokens", "documents", "coders"):
             if (path / folder).exists():
@@ -266,7 +266,7 @@ def _with_workers(path: Path, state: BuildState, wanted: BuildState, may_begin: 
             "worker the same N, or wait until none is running"
         )
     state = state.model_copy(update={"num_workers": wanted.num_workers})
-    write_json(path / STATE, state.model_dump(mode="json"))
+    write_sealed(path / STATE, state.model_dump(mode="json"))
     return state
 
 
@@ -278,13 +278,13 @@ def _begin(path: Path, state: BuildState, may_begin: bool) -> BuildState:
     # A build that was finished and not quite cleaned up must not lend this one its markers; its state goes first.
     (path / STATE).unlink(missing_ok=True)
     _empty_building(path)
-    write_json(path / STATE, state.model_dump(mode="json"))
+    write_sealed(path / STATE, state.model_dump(mode="json"))
     return state
 
 
 def is_done(path: Path, manifest: Manifest) -> bool:
     """Return whether what is in the folder of a build is of no more use: all its coders are in the store."""
-    return not (path / STATE).exists() or set(read_json(path / STATE)["coders"]) <= set(manifest.extent.coders)
+    return not (path / STATE).exists() or set(read_sealed(path / STATE)["coders"]) <= set(manifest.extent.coders)
 
 
 def clean(path: Path) -> None:
@@ -330,7 +330,9 @@ def merge_coder(
     marker = path / merged_marker(coder)
     if not marker.exists():
         ctx_len = state.made_from.ctx_len
-        spilled = SpilledCoder(path, coder, runs, width=record.width, ctx_len=ctx_len, stored=stored)
+        spilled = SpilledCoder(
+            path, coder, runs, width=record.width, ctx_len=ctx_len, contexts_per_run=state.contexts_per_run, stored=stored
+        )
         options = MergeOptions(
             ctx_len=ctx_len,
             num_tokens=corpus.num_tokens,
@@ -351,15 +353,15 @@ def merge_coder(
             num_parts=len(parts),
             dtype=spilled.dtype.name,
         )
-        write_json(marker, MergedCoder(extent=extent, files=files).model_dump(mode="json"))
+        write_sealed(marker, MergedCoder(extent=extent, files=files).model_dump(mode="json"))
     shutil.rmtree(path / run_folder(coder), ignore_errors=True)
-    return MergedCoder.parse(read_json(marker), where=str(marker))
+    return MergedCoder.parse(read_sealed(marker), where=str(marker))
 
 
 def _join_latents(path: Path, coder: str, *, num_parts: int) -> FileEntry:
     with parquet_sink(path / latents_file(coder), LATENTS, statistics=True) as sink:
         for part in range(num_parts):
-            for table in iterate_tables(path / merged_part(coder, part)):
+            for table in iterate_tables(path / merged_part(coder, part), schema=LATENTS):
                 sink.add(table.replace_schema_metadata(sink.schema.metadata))
     assert sink.entry is not None
     return sink.entry

@@ -11,7 +11,7 @@ from autointerp.errors import AutointerpError, StoreError
 from autointerp.store.derived import derived_problems
 from autointerp.store.embeddings import EmbeddingIndex
 from autointerp.store.latents import summarise
-from autointerp.store.logits import has_logits, logits_file
+from autointerp.store.logits import LOGITS, has_logits, logits_file
 from autointerp.store.neighbours import KINDS, neighbours_file
 from autointerp.store.parquet import iterate_tables
 from autointerp.store.reader import CoderReader, Store, open_store
@@ -105,7 +105,7 @@ def _logits(store: Store, reader: CoderReader) -> Iterator[str]:
     if not has_logits(store, reader.name):
         yield f"{path} was computed for another coder or corpus; {_AGAIN}"
         return
-    latents = np.concatenate([table["latent"].to_numpy() for table in iterate_tables(path)])
+    latents = np.concatenate([table["latent"].to_numpy() for table in iterate_tables(path, schema=LOGITS)])
     if not np.array_equal(latents, np.arange(reader.width)):
         yield f"{path} does not hold each of the {reader.width} latents once and in order; {_AGAIN}"
 

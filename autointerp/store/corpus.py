@@ -145,7 +145,7 @@ def iterate_contexts(paths: Iterable[Path]) -> Iterator[np.ndarray]:
     Raises: StoreError when a part is missing or damaged.
     """
     for path in paths:
-        for table in iterate_tables(path, ["tokens"]):
+        for table in iterate_tables(path, ["tokens"], schema=TOKENS):
             for chunk in table["tokens"].chunks:
                 values = np.asarray(chunk.flatten())
                 offsets = np.asarray(chunk.offsets) - chunk.offsets[0].as_py()

@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 
 from autointerp.config import Config
-from autointerp.digest import digest, short
+from autointerp.digest import digest, digest_file, short
 from autointerp.errors import IdentityError, StoreError
-from autointerp.files import committed, read_json, write_json
+from autointerp.files import committed, read_sealed, write_sealed
 
 HELD_BYTES = 512 << 20
 """Vectors are kept as float32 between searches up to this size; larger ones are converted block by block."""
@@ -43,6 +43,8 @@ class IndexRecord(Config):
     """Windows of the grid."""
     dim: int
     """Width of a vector."""
+    vectors_digest: str | None = None
+    """Digest of ``vectors.npy``, which has no checksums of its own; None in indexes of earlier releases: not checked."""
 
 
 def index_folder(embedder: str, *, window: int, min_window: int) -> str:
@@ -59,18 +61,20 @@ def write_index(path: Path, record: IndexRecord, blocks: Iterable[np.ndarray]) -
     """
     shape = (record.num_windows, record.dim)
     with committed(path / "vectors.npy") as temporary:
-        vectors = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float16, shape=shape)
-        filled = 0
-        for block in blocks:
-            if filled + len(block) > len(vectors):
-                raise StoreError(f"more vectors than the {len(vectors)} windows were given for {path}")
-            vectors[filled : filled + len(block)] = block
-            filled += len(block)
-        if filled != len(vectors):
-            raise StoreError(f"{filled} vectors were given for the {len(vectors)} windows of {path}")
-        vectors.flush()
-        del vectors
-    write_json(path / "index.json", record.model_dump(mode="json"))
+        # Written, not mapped: a full disk is an error of a write, and a deadly signal where memory is mapped.
+        with temporary.open("wb") as file:
+            header = {"descr": "<f2", "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(file, header)
+            filled = 0
+            for block in blocks:
+                filled += len(block)
+                if filled > shape[0]:
+                    raise StoreError(f"more vectors than the {shape[0]} windows were given for {path}")
+                file.write(np.ascontiguousarray(block, "<f2").tobytes())
+        if filled != shape[0]:
+            raise StoreError(f"{filled} vectors were given for the {shape[0]} windows of {path}")
+    record = record.model_copy(update={"vectors_digest": digest_file(path / "vectors.npy")})
+    write_sealed(path / "index.json", record.model_dump(mode="json"))
 
 
 class EmbeddingIndex:
@@ -82,12 +86,13 @@ class EmbeddingIndex:
         Raises: StoreError when it is missing or damaged; IdentityError when it is of another store.
         """
         self.path = path
-        self.record = IndexRecord.parse(read_json(path / "index.json"), where=str(path / "index.json"))
+        self.record = IndexRecord.parse(read_sealed(path / "index.json"), where=str(path / "index.json"))
         if self.record.store_id != store_id:
             raise IdentityError(f"{path} is the index of another store; remove it and make it again")
+        self._check_digest()
         try:
             self._vectors = np.load(path / "vectors.npy", mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, EOFError) as error:
             raise StoreError(f"{path / 'vectors.npy'} cannot be read ({error}); remove the folder and make it again") from error
         if self._vectors.shape != (self.record.num_windows, self.record.dim):
             raise StoreError(
@@ -96,6 +101,11 @@ class EmbeddingIndex:
             )
         self._lock = threading.Lock()
         self._held: np.ndarray | None = None
+
+    def _check_digest(self) -> None:
+        file, wanted = self.path / "vectors.npy", self.record.vectors_digest
+        if wanted is not None and file.is_file() and digest_file(file) != wanted:
+            raise StoreError(f"{file} is not as it was written: its digest differs; remove the folder and make it again")
 
     def __len__(self) -> int:
         return len(self._vectors)

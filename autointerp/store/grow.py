@@ -15,7 +15,7 @@ from pathlib import Path
 
 from autointerp.config import Config
 from autointerp.errors import StoreError
-from autointerp.files import TEMPORARY_PREFIX, sync_folder, write_json
+from autointerp.files import TEMPORARY_PREFIX, sync_folder, write_sealed
 from autointerp.store.corpus import iterate_contexts
 from autointerp.store.layout import BUILDING, GROWN, MANIFEST, STATE, FileEntry, documents_part, run_marker, tokens_part
 from autointerp.store.manifest import Manifest, read_manifest
@@ -77,7 +77,7 @@ def take_over(path: Path, base: Base, *, coders: list[str], build: str) -> None:
                 documents=_entry(manifest, documents),
                 build=build,
             )
-            write_json(grown / run_marker(run), marker.model_dump(mode="json"))
+            write_sealed(grown / run_marker(run), marker.model_dump(mode="json"))
         first += num_contexts
 
 

@@ -53,6 +53,18 @@ def file_entry(path: Path, *, num_rows: int | None = None) -> FileEntry:
     return FileEntry(digest=digest_file(path), num_bytes=path.stat().st_size, num_rows=num_rows)
 
 
+def damage(path: Path, entry: FileEntry) -> str | None:
+    """Return in a sentence how a file differs from what was committed, None when it does not."""
+    if not path.is_file():
+        return f"{path} is missing; restore it, or build the store again"
+    size = path.stat().st_size
+    if size != entry.num_bytes:
+        return f"{path} has {size} bytes and had {entry.num_bytes} when it was written; restore it, or build again"
+    if (found := digest_file(path)) != entry.digest:
+        return f"{path} has the digest {found} and had {entry.digest} when it was written; restore it, or build again"
+    return None
+
+
 def tokens_part(run: int) -> str:
     """Return where the contexts of a run lie."""
     return f"tokens/part-{run:05d}.parquet"

@@ -83,7 +83,7 @@ def has_logits(store: Store, coder: str) -> bool:
     path = store.path / logits_file(coder)
     if not path.exists():
         return False
-    with damage_told(path), parquet_file(path) as file:
+    with damage_told(path), parquet_file(path, LOGITS) as file:
         return (file.schema_arrow.metadata or {}).get(_CODER_ID) == store.coder(coder).coder_id.encode()
 
 
@@ -99,4 +99,4 @@ def read_logits(store: Store, coder: str) -> pa.Table:
         )
     if not has_logits(store, coder):
         raise IdentityError(f"{path} was computed for another coder or corpus; remove it and compute it again")
-    return read_table(path)
+    return read_table(path, schema=LOGITS)

@@ -15,7 +15,7 @@ from pydantic import Field
 from autointerp.config import Config
 from autointerp.digest import digest
 from autointerp.errors import ConfigError, IdentityError, StoreError
-from autointerp.files import read_json
+from autointerp.files import read_json, read_sealed
 from autointerp.store.layout import BUILDING, GROWN, MANIFEST, SCHEMA_VERSION, FileEntry, coder_file
 
 
@@ -153,7 +153,7 @@ class Manifest:
                 files={name: FileEntry.parse(entry, where=where) for name, entry in values["files"].items()},
             )
         except (KeyError, TypeError, AttributeError, ConfigError) as error:
-            raise StoreError(f"{where} is not the manifest of a store ({error}); it was damaged later") from error
+            raise StoreError(f"{where} is not the manifest of a store ({error}); it is damaged, restore it") from error
 
 
 def store_id_of(identity: Identity) -> str:
@@ -205,7 +205,7 @@ def read_coder(path: Path, coder: str) -> CoderRecord:
     try:
         return CoderRecord.parse({key: value for key, value in values.items() if key != "coder_id"}, where=str(file))
     except (AttributeError, ConfigError) as error:
-        raise StoreError(f"{file} is not the record of a coder ({error}); it was damaged after it was written") from error
+        raise StoreError(f"{file} is not the record of a coder ({error}); it is damaged, restore it") from error
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -224,7 +224,7 @@ def read_manifest(path: Path) -> Manifest:
             num_runs = len(list((path / BUILDING / "runs").glob("run-*.json")))
             raise StoreError(f"{path} is not finished ({num_runs} runs are there); run the same cache command again")
         raise StoreError(f"{path} holds no store: {MANIFEST} does not exist; make one with the cache command")
-    values = read_json(file)
+    values = read_sealed(file)
     version = values.get("schema_version") if isinstance(values, dict) else None
     if not isinstance(version, int):
         raise StoreError(f"{file} is not the manifest of a store: it has no schema_version")

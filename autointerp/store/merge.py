@@ -29,7 +29,16 @@ from autointerp.store.parquet import (
     parquet_sink,
     write_table,
 )
-from autointerp.store.runs import POSITION_BITS, RUN_GROUP_ROWS, VALUE_BITS, Run, RunFile, SortedRows, check_rows, holds_values
+from autointerp.store.runs import (
+    POSITION_BITS,
+    RUN_GROUP_ROWS,
+    VALUE_BITS,
+    Run,
+    RunFile,
+    SortedRows,
+    check_rows,
+    holds_values,
+)
 
 BYTES_PER_MERGED = 128
 """Memory per activation of a range while it is merged."""
@@ -61,15 +70,10 @@ class _Spilled:
     """uint32, the first latent of each row group."""
     start: int
     """Position of the run's first token."""
-    position_bits: int
-    """Bits of a key that are the position."""
     value_bits: int
     """Bits of a key below the position that are the value; 0 where values have a column."""
-
-    @property
-    def shift(self) -> int:
-        """Bits of a key below the latent."""
-        return self.position_bits + self.value_bits
+    shift: int
+    """Bits of a key below the latent: position and value."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,51 +101,66 @@ class SpilledCoder:
     """All runs of one coder, and the parts merged earlier where there are any, read by ranges of latents."""
 
     def __init__(
-        self, path: Path, coder: str, runs: Sequence[Run], *, width: int, ctx_len: int, stored: StoredParts | None = None
+        self,
+        path: Path,
+        coder: str,
+        runs: Sequence[Run],
+        *,
+        width: int,
+        ctx_len: int,
+        contexts_per_run: int,
+        stored: StoredParts | None = None,
     ) -> None:
         self.counts = np.zeros(width, np.int64)
         """Activations of each latent."""
         self._folder = folder = path / run_folder(coder)
+        self._position_bits = (contexts_per_run * ctx_len).bit_length()
+        """Bits of a position, counted from the start of its run."""
         self._runs = [
             [self._open(folder, file, start=run.first_context * ctx_len) for file in run.files[coder]]
             for run in runs
             if run.files[coder]
         ]
-        self._stored = [self._scan(path, stored.num_positions) for path in stored.paths] if stored else []
+        schema = activations_schema(np.dtype(stored.dtype)) if stored else None
+        self._stored = [self._scan(path, schema, stored.num_positions) for path in stored.paths] if stored else []
         dtypes = {file.dtype for run in runs for file in run.files[coder]} | ({stored.dtype} if stored else set())
         self.dtype = np.dtype(np.float32 if "float32" in dtypes else np.float16)
         """Of the merged values: float16 when every run fits."""
         last = runs[-1]
         bits = ((last.first_context + last.num_contexts) * ctx_len).bit_length()
-        self._bits = max([bits, *(spilled.position_bits for run in self._runs for spilled in run)])
+        self._bits = max(bits, self._position_bits)
         """Bits of a position, counted from the start of the corpus."""
 
     def _open(self, folder: Path, file: RunFile, *, start: int) -> _Spilled:
         path = folder / file.name
         first, num_rows = [], 0
-        with open_parquet(path) as opened:
-            schema = opened.schema_arrow
-            if POSITION_BITS not in (schema.metadata or {}):
+        dtype, width = np.dtype(file.dtype), len(self.counts)
+        is_packed = holds_values(dtype, self._position_bits + width.bit_length())
+        value_bits = VALUE_BITS if is_packed else 0
+        shift = self._position_bits + value_bits
+        schema = run_schema(None if is_packed else dtype, position_bits=self._position_bits)
+        with open_parquet(path, schema) as opened:
+            if (opened.schema_arrow.metadata or {}).get(POSITION_BITS) != schema.metadata[POSITION_BITS]:
                 raise StoreError(
-                    f"{path} was written by another version of autointerp; remove the unfinished store and build again"
+                    f"{path} is damaged or was written by another version of autointerp; remove the unfinished store and build again"
                 )
-            position_bits = int(schema.metadata[POSITION_BITS])
-            value_bits = 0 if "activation" in schema.names else VALUE_BITS
             for group in range(opened.num_row_groups):
                 keys = numbers(opened.read_row_group(group, columns=["key"], use_threads=False)["key"])
-                latents = (keys >> np.uint64(position_bits + value_bits)).view(np.int64)
+                latents = (keys >> np.uint64(shift)).view(np.int64)
+                if latents[-1] >= width:
+                    raise StoreError(
+                        f"{path} has latent {latents[-1]} of a coder of width {width}; remove the store and build again"
+                    )
                 first.append(latents[0])
                 num_rows += len(latents)
                 counts = np.bincount(latents - latents[0])
                 self.counts[latents[0] : latents[0] + len(counts)] += counts
         check_rows(path, file, num_rows)
-        return _Spilled(
-            path=path, first_latents=np.array(first, np.uint32), start=start, position_bits=position_bits, value_bits=value_bits
-        )
+        return _Spilled(path=path, first_latents=np.array(first, np.uint32), start=start, value_bits=value_bits, shift=shift)
 
-    def _scan(self, path: Path, num_positions: int) -> _Stored:
+    def _scan(self, path: Path, schema: pa.Schema | None, num_positions: int) -> _Stored:
         first, last = [], -1
-        for table in iterate_tables(path, ["latent", "position"]):
+        for table in iterate_tables(path, ["latent", "position"], schema=schema):
             latents = numbers(table["latent"])
             first.append(latents[0])
             last = int(latents[-1])
@@ -207,12 +226,12 @@ class SpilledCoder:
             values = keys.astype(np.uint16).view(np.float16)
             keys >>= np.uint64(file.value_bits)
             shift -= file.value_bits
-        if self._bits > file.position_bits:
+        if self._bits > self._position_bits:
             below = keys & np.uint64((1 << shift) - 1)
             keys ^= below
-            keys <<= np.uint64(self._bits - file.position_bits)
+            keys <<= np.uint64(self._bits - self._position_bits)
             keys |= below
-        keys += np.uint64(file.start << (shift - file.position_bits))
+        keys += np.uint64(file.start << (shift - self._position_bits))
         return keys, values
 
     def _columns(self, ordered: SortedRows, start: int, stop: int, *, first: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

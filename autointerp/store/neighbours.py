@@ -165,11 +165,13 @@ class NeighbourTable:
         self._lock = threading.Lock()
         self._held: tuple[int, Any] = (-1, None)
         with damage_told(path):
-            self._file = parquet_file(path)
+            self._file = parquet_file(path, NEIGHBOURS)
             metadata = self._file.schema_arrow.metadata or {}
             groups = [self._file.metadata.row_group(group).num_rows for group in range(self._file.num_row_groups)]
         if metadata.get(_CODER_ID) != coder_id.encode():
             raise IdentityError(f"{path} was computed for another coder or corpus; remove it and it is computed again")
+        if not metadata.get(_K, b"").isdigit():
+            raise StoreError(f"{path} does not say how many neighbours it holds; remove it and it is computed again")
         self.k = int(metadata[_K])
         """Most neighbours of a latent."""
         self._ends = np.cumsum(groups)

@@ -98,41 +98,56 @@ def damage_told(path: Path) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise StoreError(f"{path} is missing from the store; restore it, or build the store again") from None
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())
         raise StoreError(f"{path} cannot be read ({reason}); it is damaged or truncated, restore it or build again") from error
 
 
 @contextmanager
-def open_parquet(path: Path) -> Iterator[Any]:
-    """Yield a ``pyarrow.parquet.ParquetFile``.
+def open_parquet(path: Path, schema: pa.Schema | None = None) -> Iterator[Any]:
+    """Yield a ``pyarrow.parquet.ParquetFile``, with the columns of `schema`.
 
     Raises: StoreError when it is missing or damaged, there or while it is read.
     """
-    with damage_told(path), parquet_file(path) as file:
+    with damage_told(path), parquet_file(path, schema) as file:
         yield file
 
 
-def parquet_file(path: Path) -> Any:
-    """Open one file. Not a dataset: a folder named ``coder=NAME`` must not become a column."""
-    return pq.ParquetFile(path, page_checksum_verification=True, pre_buffer=False)
+def parquet_file(path: Path, schema: pa.Schema | None = None) -> Any:
+    """Open one file. Not a dataset: a folder named ``coder=NAME`` must not become a column.
+
+    The footer has no checksum, and a flipped bit there may rename a column or change its type.
+
+    Raises: pa.ArrowInvalid when a column of `schema` is not there as it says; the file may have more.
+    """
+    file = pq.ParquetFile(path, page_checksum_verification=True, pre_buffer=False)
+    if schema is not None:
+        try:
+            found = {field.name: field.type for field in file.schema_arrow}
+            for field in schema:
+                if found.get(field.name) != field.type:
+                    raise pa.ArrowInvalid(f"it has no column {field.name!r} of type {field.type}")
+        except BaseException:
+            file.close(force=True)
+            raise
+    return file
 
 
-def read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
-    """Return a whole file.
+def read_table(path: Path, columns: list[str] | None = None, *, schema: pa.Schema | None = None) -> pa.Table:
+    """Return a whole file, which has the columns of `schema`.
 
     Raises: StoreError when it is missing or damaged.
     """
-    with open_parquet(path) as file:
+    with open_parquet(path, schema) as file:
         return file.read(columns=columns, use_threads=False)
 
 
-def iterate_tables(path: Path, columns: list[str] | None = None) -> Iterator[pa.Table]:
-    """Yield a file row group by row group.
+def iterate_tables(path: Path, columns: list[str] | None = None, *, schema: pa.Schema | None = None) -> Iterator[pa.Table]:
+    """Yield a file, which has the columns of `schema`, row group by row group.
 
     Raises: StoreError when it is missing or damaged.
     """
-    with open_parquet(path) as file:
+    with open_parquet(path, schema) as file:
         for group in range(file.num_row_groups):
             yield file.read_row_group(group, columns=columns, use_threads=False)
 

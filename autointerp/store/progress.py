@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from autointerp.errors import StoreError
-from autointerp.files import read_json
+from autointerp.files import read_sealed
 from autointerp.store.build import BuildState
 from autointerp.store.layout import CORPUS, GROWN, MANIFEST, STATE, merged_marker
 from autointerp.store.manifest import read_manifest
@@ -39,7 +39,7 @@ def store_status(path: Path) -> str:
 
 def _build(path: Path, title: str) -> list[str]:
     """Return what a build lacks."""
-    state = BuildState.parse(read_json(path / STATE), where=str(path / STATE))
+    state = BuildState.parse(read_sealed(path / STATE), where=str(path / STATE))
     runs = read_runs(path)
     wanted = state.provenance.get("corpus", {}).get("num_tokens")
     of = f" of {wanted:,}" if wanted else ""

@@ -19,11 +19,13 @@ import pyarrow as pa
 from autointerp.digest import digest
 from autointerp.errors import InputError, StoreError, nearest
 from autointerp.records import NeighbourKind
+from autointerp.store.corpus import TOKENS
 from autointerp.store.derived import read_derived, write_derived
 from autointerp.store.embeddings import EmbeddingIndex, index_folder
-from autointerp.store.latents import NUM_HASHES
-from autointerp.store.layout import VOCABULARY, activations_part, coder_folder, latents_file
+from autointerp.store.latents import LATENTS, NUM_HASHES
+from autointerp.store.layout import VOCABULARY, activations_part, coder_file, coder_folder, damage, latents_file
 from autointerp.store.manifest import CoderRecord, Manifest, read_coder, read_manifest
+from autointerp.store.merge import activations_schema
 from autointerp.store.neighbours import NeighbourTable, neighbours_file
 from autointerp.store.parquet import damage_told, iterate_tables, numbers, parquet_file, read_table
 from autointerp.store.vocab import StoreVocabulary
@@ -154,9 +156,22 @@ class Store:
     def _parts(self, prefix: str) -> list[Path]:
         return [self.path / name for name in sorted(self.manifest.files) if name.startswith(prefix)]
 
+    def check(self, path: Path) -> None:
+        """Compare a small file of the store with its digest in the manifest.
+
+        Raises: StoreError when it differs or the file is missing.
+        """
+        entry = self.manifest.files.get(path.relative_to(self.path).as_posix())
+        problem = None if entry is None else damage(path, entry)
+        if problem is not None:
+            raise StoreError(problem)
+
     def documents(self) -> pa.Table:
         """Return the documents: ``document``, ``source_row`` and the kept columns, in order of id."""
-        return pa.concat_tables([read_table(path).replace_schema_metadata() for path in self._parts("documents/")])
+        paths = self._parts("documents/")
+        for path in paths:
+            self.check(path)  # the kept columns are known to nothing but the file
+        return pa.concat_tables([read_table(path).replace_schema_metadata() for path in paths])
 
     @property
     def vocabulary(self) -> StoreVocabulary:
@@ -201,10 +216,12 @@ class CoderReader:
 
     def __init__(self, store: Store, name: str) -> None:
         self.name = name
+        store.check(store.path / coder_file(name))
         self.record: CoderRecord = read_coder(store.path, name)
         """What is known of the coder."""
         self._path = store.path
         self._extent = store.manifest.extent.coders[name]
+        self._schema = activations_schema(np.dtype(self._extent.dtype))
         self._files = store._files
         self._lock = threading.Lock()
         self._latents: dict[str, np.ndarray] | None = None
@@ -255,7 +272,7 @@ class CoderReader:
         held = next((group for group in self._recent if group.group == first and group.part == part), None)
         missing = list(range(first + (held is not None), first + num_groups))
         if missing:
-            table, starts = self._files.read(self._parts[part], missing)
+            table, starts = self._files.read(self._parts[part], missing, self._schema)
             begin, last = int(starts[missing[0]]), int(starts[missing[-1]])
             positions, values = numbers(table.column(0)), numbers(table.column(1))
             # Copies: a view would keep all the groups before in memory.
@@ -286,7 +303,7 @@ class CoderReader:
             if not count:
                 yield latent, np.zeros(0, np.int64), np.zeros(0, np.float32)
                 continue
-            with self._files.open(self._parts[part]) as file:
+            with self._files.open(self._parts[part], self._schema) as file:
                 if held is None or held.part != part:
                     held = _Held(part=part, low=first, high=first, table=None)
                 held.advance(file.handle, first, first + num_groups)
@@ -297,7 +314,7 @@ class CoderReader:
     def blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """Yield (latents int64, positions int64, values float32) of all activations in order, a row group at a time."""
         for path in self._parts:
-            for table in iterate_tables(path):
+            for table in iterate_tables(path, schema=self._schema):
                 latents, positions, values = (numbers(table[name]) for name in ("latent", "position", "activation"))
                 yield latents.astype(np.int64), positions, values.astype(np.float32)
 
@@ -369,7 +386,7 @@ def _slice(table: pa.Table, start: int, count: int) -> tuple[np.ndarray, np.ndar
 
 
 def _read_latents(path: Path, *, width: int) -> dict[str, np.ndarray]:
-    table = read_table(path)
+    table = read_table(path, schema=LATENTS)
     if table.num_rows != width:
         raise StoreError(f"{path} has {table.num_rows} latents and the manifest says {width}; restore both together")
     columns = {}
@@ -397,7 +414,7 @@ def _read_corpus(paths: list[Path], *, num_contexts: int, ctx_len: int, where: P
     context = 0
     for path in paths:
         with damage_told(path):
-            for table in iterate_tables(path, ["tokens", "documents", "starts"]):
+            for table in iterate_tables(path, ["tokens", "documents", "starts"], schema=TOKENS):
                 sizes, ids = _ragged(table["tokens"])
                 if context + len(sizes) > num_contexts or sizes.max(initial=0) > ctx_len:
                     raise StoreError(f"{path} does not belong to the manifest of {where}; restore both together")
@@ -451,9 +468,9 @@ class _FilePool:
         self._number = 0
 
     @contextmanager
-    def open(self, path: Path) -> Iterator[_OpenFile]:
+    def open(self, path: Path, schema: pa.Schema) -> Iterator[_OpenFile]:
         with damage_told(path):
-            file = self._take(path) or _open(path)
+            file = self._take(path) or _open(path, schema)
             try:
                 yield file
             except BaseException:
@@ -461,12 +478,12 @@ class _FilePool:
                 raise
             self._give(path, file)
 
-    def read(self, path: Path, groups: list[int]) -> tuple[pa.Table, np.ndarray]:
+    def read(self, path: Path, groups: list[int], schema: pa.Schema) -> tuple[pa.Table, np.ndarray]:
         """Return the positions and activations of row groups, and the first row of each row group of the file."""
         # By hand, not by `open`: half as long, which counts beside a row group.
         file = self._take(path)
         try:
-            file = file or _open(path)
+            file = file or _open(path, schema)
             table = file.handle.read_row_groups(groups, columns=_COLUMNS, use_threads=False)
         except BaseException:
             if file is not None:
@@ -498,7 +515,7 @@ class _FilePool:
             file.handle.close(force=True)
 
 
-def _open(path: Path) -> _OpenFile:
-    handle = parquet_file(path)
+def _open(path: Path, schema: pa.Schema) -> _OpenFile:
+    handle = parquet_file(path, schema)
     rows = [handle.metadata.row_group(group).num_rows for group in range(handle.num_row_groups)]
     return _OpenFile(handle=handle, group_starts=np.cumsum([0, *rows], dtype=np.int64))

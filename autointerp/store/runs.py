@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from autointerp.config import Config
 from autointerp.errors import InputError, StoreError
-from autointerp.files import read_json
+from autointerp.files import read_sealed
 from autointerp.store.layout import FileEntry, run_folder, run_marker
 from autointerp.store.parquet import parquet_sink
 
@@ -77,7 +77,7 @@ class Run(Config):
 def read_runs(path: Path) -> dict[int, Run]:
     """Return the committed runs of the store being written at `path` by number, in order; workers leave gaps."""
     markers = sorted((path / run_marker(0)).parent.glob("run-*.json"))
-    runs = [Run.parse(read_json(marker), where=str(marker)) for marker in markers]
+    runs = [Run.parse(read_sealed(marker), where=str(marker)) for marker in markers]
     return {run.run: run for run in sorted(runs, key=lambda run: run.run)}
 
 

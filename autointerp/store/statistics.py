@@ -83,7 +83,7 @@ def has_statistics(store: Store, coder: str) -> bool:
     path = store.path / statistics_file(coder)
     if not path.exists():
         return False
-    with damage_told(path), parquet_file(path) as file:
+    with damage_told(path), parquet_file(path, STATISTICS) as file:
         return (file.schema_arrow.metadata or {}).get(_CODER_ID) == store.coder(coder).coder_id.encode()
 
 
@@ -97,7 +97,7 @@ def read_statistics(store: Store, coder: str) -> pa.Table:
         raise StoreError(f"{path} does not exist; make it with `autointerp tables {store.path} --coder {coder} --statistics`")
     if not has_statistics(store, coder):
         raise IdentityError(f"{path} was computed for another coder or corpus; remove it and compute it again")
-    return read_table(path)
+    return read_table(path, schema=STATISTICS)
 
 
 def _rows(store: Store, coder: str) -> Iterator[dict[str, Any]]:

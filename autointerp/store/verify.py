@@ -9,7 +9,7 @@ import numpy as np
 
 from autointerp.errors import StoreError
 from autointerp.store.corpus import iterate_contexts, tokens_digest
-from autointerp.store.layout import activations_part, file_entry
+from autointerp.store.layout import activations_part, damage
 from autointerp.store.manifest import Manifest, coder_id_of, read_manifest, store_id_of
 from autointerp.store.parquet import iterate_tables
 from autointerp.store.reader import CoderReader, open_store
@@ -49,15 +49,8 @@ def _told(problems: Iterator[str]) -> list[str]:
 
 def _damaged(path: Path, manifest: Manifest) -> Iterator[tuple[str, str]]:
     for name, entry in manifest.files.items():
-        file = path / name
-        if not file.is_file():
-            yield name, f"{file} is missing; restore it, or build the store again"
-            continue
-        size = file.stat().st_size
-        if size != entry.num_bytes:
-            yield name, f"{file} has {size} bytes and had {entry.num_bytes} when it was written; restore it, or build again"
-        elif (found := file_entry(file).digest) != entry.digest:
-            yield name, f"{file} has the digest {found} and had {entry.digest} when it was written; restore it, or build again"
+        if problem := damage(path / name, entry):
+            yield name, problem
 
 
 def _strangers(path: Path, manifest: Manifest) -> list[str]:

@@ -47,7 +47,7 @@ class StoreVocabulary:
 
         Raises: StoreError when it is missing or damaged.
         """
-        table = read_table(path, ["bytes", "is_special"])
+        table = read_table(path, ["bytes", "is_special"], schema=VOCABULARY)
         return cls(table["bytes"].to_pylist(), table["is_special"].to_pylist())
 
     def __len__(self) -> int:

@@ -16,7 +16,7 @@ from typing import Any, Self
 import numpy as np
 
 from autointerp.errors import InputError, StoreError
-from autointerp.files import disk_errors, read_json, write_json
+from autointerp.files import disk_errors, read_sealed, write_sealed
 from autointerp.store.build import (
     BuildState,
     Corpus,
@@ -416,7 +416,7 @@ class StoreWriter:
                 documents=documents,
                 build=state.run_digest,
             )
-            write_json(self.path / run_marker(run), marker.model_dump(mode="json"))
+            write_sealed(self.path / run_marker(run), marker.model_dump(mode="json"))
         return marker
 
     def _new_documents(self) -> list[Document]:
@@ -477,7 +477,7 @@ class StoreWriter:
                 ),
                 files=dict(sorted(files.items())),
             )
-            write_json(self.path / MANIFEST, manifest.values())
+            write_sealed(self.path / MANIFEST, manifest.values())
             remove_building(self.path)
             if self._smaller is not None and swap_if_due(self._smaller):
                 self.path = self._smaller
@@ -522,5 +522,5 @@ class StoreWriter:
                 tokens_digest=digest.value(),
             )
             state.check_corpus(self.path, corpus, self._manifest)
-            write_json(marker, corpus.model_dump(mode="json"))
-        return Corpus.parse(read_json(marker), where=str(marker))
+            write_sealed(marker, corpus.model_dump(mode="json"))
+        return Corpus.parse(read_sealed(marker), where=str(marker))

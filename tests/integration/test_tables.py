@@ -15,9 +15,11 @@ from autointerp import explain, load_scores, load_verdicts, score
 from autointerp.cli.tables import command as tables_command
 from autointerp.cli.verify import command as verify_command
 from autointerp.coders.load import load_coder
+from autointerp.digest import digest_file
 from autointerp.errors import ConfigError, IdentityError, InputError, StoreError
 from autointerp.examples.negatives import NEGATIVES
 from autointerp.examples.selection import SelectionConfig
+from autointerp.files import read_sealed, write_sealed
 from autointerp.jobs.cache import cache
 from autointerp.jobs.explain import ExplainConfig
 from autointerp.jobs.rerun import rerun
@@ -240,6 +242,8 @@ def test_tables_that_do_not_fit_are_told(full, tmp_path):
     vectors = np.load(folder / "vectors.npy", allow_pickle=False)
     vectors[11] = 0
     np.save(folder / "vectors.npy", vectors)
+    record = read_sealed(folder / "index.json") | {"vectors_digest": digest_file(folder / "vectors.npy")}
+    write_sealed(folder / "index.json", record)
     problems = verify_contents(path)
     assert len(problems) == 4
     for problem, part in zip(
@@ -296,7 +300,7 @@ def _rewrite(file, column, change):
 
 def _trust(path, file):
     """Put a file's present content into the manifest."""
-    manifest = json.loads((path / "manifest.json").read_text())
+    manifest = read_sealed(path / "manifest.json")
     name = file.relative_to(path).as_posix()
     manifest["files"][name] = file_entry(file, num_rows=manifest["files"][name]["num_rows"]).model_dump(mode="json")
-    (path / "manifest.json").write_text(json.dumps(manifest))
+    write_sealed(path / "manifest.json", manifest)

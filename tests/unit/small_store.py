@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 
+from autointerp.files import write_sealed
 from autointerp.store import CoderRecord, Document, Identity, Store, StoreWriter, open_store, write_vocabulary
 
 NUM_TOKENS = 40
@@ -52,6 +54,14 @@ def small_store(
                 writer.close_run()
         writer.finish()
     return open_store(path)
+
+
+def rewrite_manifest(path: Path, *changes: tuple[str, str]) -> None:
+    """Replace text in a store's manifest and seal it again, as somebody would who means it."""
+    text = (path / "manifest.json").read_text()
+    for old, new in changes:
+        text = text.replace(old, new)
+    write_sealed(path / "manifest.json", {key: value for key, value in json.loads(text).items() if key != "seal"})
 
 
 def random_fires(seed: int, *, width: int = 30, num_positions: int = 480, rate: float = 0.1) -> np.ndarray:

@@ -2,6 +2,8 @@
 
 import asyncio
 import dataclasses
+import random
+import shutil
 
 import jobs_standins as standins
 import numpy as np
@@ -123,3 +125,30 @@ def test_a_failures_file_goes_when_failures_do(tmp_path):
     assert read_rows(folder, method, 0).failures == [failure]
     assert set(write_tables(folder, method, 0, ShardRows())) == {"explanations"}
     assert load_failures(folder.path).empty
+
+
+def test_a_damaged_table_is_told_or_reads_the_same(finished, tmp_path):
+    rng = random.Random(0)
+    path = shutil.copytree(finished, tmp_path / "r")
+    for table, load in (("explanations", load_explanations), ("scores", load_scores), ("verdicts", load_verdicts)):
+        file = sorted((path / table).rglob("*.parquet"))[0]
+        whole, data, told = load(path), file.read_bytes(), 0
+        for number in range(60):
+            flipped = bytearray(data)
+            flipped[rng.randrange(0 if number % 2 else len(data) // 2, len(data))] ^= 1 << rng.randrange(8)
+            file.write_bytes(data[: rng.randrange(len(data))] if number % 10 == 0 else flipped)
+            try:
+                pd.testing.assert_frame_equal(load(path), whole)
+            except StoreError as error:
+                told += 1
+                assert str(file) in str(error) and "\n" not in str(error)
+        assert told >= 15
+        file.write_bytes(data)
+
+
+def test_a_column_of_another_name_is_told(finished, tmp_path):
+    path = shutil.copytree(finished, tmp_path / "r")
+    file = sorted((path / "scores").rglob("*.parquet"))[0]
+    file.write_bytes(file.read_bytes().replace(b"ci_method", b"ci_methoe"))
+    with pytest.raises(StoreError, match="has other columns than were written"):
+        load_scores(path)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from autointerp.errors import IdentityError, StoreError
+from autointerp.files import read_sealed, write_sealed
 from autointerp.store import embeddings
 from autointerp.store.embeddings import EmbeddingIndex, IndexRecord, index_folder, write_index
 
@@ -89,8 +90,15 @@ def test_another_stores_index_and_damage_are_told(path):
         EmbeddingIndex(path, store_id="sha256:t")
     vectors = (path / "vectors.npy").read_bytes()
     (path / "vectors.npy").write_bytes(vectors[:-100])
-    with pytest.raises(StoreError, match=r"vectors.npy cannot be read"):
+    with pytest.raises(StoreError, match=r"vectors.npy is not as it was written"):
         EmbeddingIndex(path, store_id="sha256:s")
+    # An index of an earlier release has no digest.
+    values = read_sealed(path / "index.json") | {"vectors_digest": None}
+    write_sealed(path / "index.json", values)
+    for content in (b"", vectors[:-100], vectors[:9]):
+        (path / "vectors.npy").write_bytes(content)
+        with pytest.raises(StoreError, match=r"vectors.npy cannot be read"):
+            EmbeddingIndex(path, store_id="sha256:s")
     np.save(path / "vectors.npy", unit(num=NUM)[:-1].astype(np.float16))
     with pytest.raises(StoreError, match=r"has the shape \(299, 16\) and index.json says \(300, 16\)"):
         EmbeddingIndex(path, store_id="sha256:s")

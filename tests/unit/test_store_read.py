@@ -6,6 +6,7 @@ import threading
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from small_store import rewrite_manifest
 
 from autointerp.errors import InputError, StoreError
 from autointerp.store import CoderRecord, Document, Identity, StoreWriter, open_store, verify_store, write_vocabulary
@@ -182,12 +183,14 @@ def test_verify_tells_every_flipped_byte_truncation_and_loss(path):
 
 def test_verify_compares_what_the_files_hold(path):
     manifest = (path / "manifest.json").read_text()
-    (path / "manifest.json").write_text(manifest.replace('"subject_digest": "sha256:s"', '"subject_digest": "sha256:t"'))
+    rewrite_manifest(path, ('"subject_digest": "sha256:s"', '"subject_digest": "sha256:t"'))
     assert any("store_id that is not the digest of its identity" in problem for problem in verify_store(path))
+    (path / "manifest.json").write_text(manifest)
     count = open_store(path).coder("sae").num_activations
-    (path / "manifest.json").write_text(manifest.replace(f'"num_activations": {count}', '"num_activations": 5'))
+    rewrite_manifest(path, (f'"num_activations": {count}', '"num_activations": 5'))
     assert any(f"says 5 activations of 'sae', not {count}" in problem for problem in verify_store(path))
-    (path / "manifest.json").write_text(manifest.replace('"num_tokens": 1920', '"num_tokens": 1921'))
+    (path / "manifest.json").write_text(manifest)
+    rewrite_manifest(path, ('"num_tokens": 1920', '"num_tokens": 1921'))
     assert any("says 30 of 1921" in problem for problem in verify_store(path))
     (path / "manifest.json").write_text(manifest)
     shutil.copy(path / "tokens" / "part-00000.parquet", path / "tokens" / "part-00009.parquet")
@@ -214,8 +217,8 @@ def test_verify_sees_wrong_content_whose_digests_agree(path, fault):
     pq.write_table(pa.table(table, schema=activations_schema(np.dtype(np.float16))), file, row_group_size=100)
     old = open_store(path).manifest.files[file.relative_to(path).as_posix()]
     new = file_entry(file)
-    text = (path / "manifest.json").read_text().replace(old.digest, new.digest)
-    (path / "manifest.json").write_text(text.replace(f'"num_bytes": {old.num_bytes},', f'"num_bytes": {new.num_bytes},'))
+    sizes = f'"num_bytes": {old.num_bytes},', f'"num_bytes": {new.num_bytes},'
+    rewrite_manifest(path, (old.digest, new.digest), sizes)
     sentence = {"order": "is not sorted", "count": r"latents.parquet says", "range": "beyond the coder's width or the corpus"}
     assert any(sentence[fault] in problem for problem in verify_store(path))
 
