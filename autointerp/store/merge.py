@@ -38,6 +38,7 @@ from autointerp.store.runs import (
     SortedRows,
     check_rows,
     holds_values,
+    run_schema,
 )
 
 BYTES_PER_MERGED = 128
@@ -142,7 +143,7 @@ class SpilledCoder:
         with open_parquet(path, schema) as opened:
             if (opened.schema_arrow.metadata or {}).get(POSITION_BITS) != schema.metadata[POSITION_BITS]:
                 raise StoreError(
-                    f"{path} is damaged or was written by another version of autointerp; remove the unfinished store and build again"
+                    f"{path} is damaged or another version of autointerp wrote it; remove the unfinished store and build again"
                 )
             for group in range(opened.num_row_groups):
                 keys = numbers(opened.read_row_group(group, columns=["key"], use_threads=False)["key"])
