@@ -81,7 +81,7 @@ def command(
     The same command resumes after a kill; with one more --coder it adds that coder to a finished store. Coders that do not
     fit in memory together: --coders-per-pass K records K of them (each with its controls) at a time, and reads the corpus
     once for every K.
-    
+    \b
     More tokens later:  the same command, with every coder and control of the store, and --extend-tokens N
     Several machines:   the same command with --worker 0/N ... --worker N-1/N, each records its share of the runs; then once
                         without --worker, which records what is missing and merges. Folders may also be copied together.
