@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
@@ -18,61 +18,34 @@ from typing import Any, Literal
 from pydantic import ByteSize, Field, field_validator
 
 from autointerp import __version__
-from autointerp.coders.inputs import Matched
-from autointerp.coders.load import load_coder
-from autointerp.coders.random_coder import random_coder
 from autointerp.config import RUNTIME, Config
-from autointerp.errors import ConfigError, IdentityError, InputError, Interrupted
-from autointerp.files import read_sealed
+from autointerp.errors import ConfigError, InputError, Interrupted
 from autointerp.jobs.coder_checks import absurd
-from autointerp.jobs.controls import RANDOM_CODER, REINIT_MATCHED, Control, parse_controls
+from autointerp.jobs.controls import parse_controls
+from autointerp.jobs.readings import CONTROL_CONTEXTS, CoderConfig, ControlMaker, reading_of, record_of
 from autointerp.jobs.signals import StopFlag, listening
+from autointerp.jobs.store_checks import check_corpus_of_unfinished, check_not_imported, coders_there, recorded_k, will_grow
 from autointerp.jobs.token_progress import TokenProgress
 from autointerp.store.corpus import tokens_digest
 from autointerp.store.disk import DiskPlan, check_disk, plan_disk, size_text
-from autointerp.store.layout import GROWN, MANIFEST, STATE, TOKENIZER, check_coder_names, coder_file
-from autointerp.store.manifest import (
-    CoderExtent,
-    CoderRecord,
-    Identity,
-    Manifest,
-    check_coder_identity,
-    check_identity,
-    read_coder,
-    read_manifest,
-)
+from autointerp.store.layout import MANIFEST, TOKENIZER, check_coder_names
+from autointerp.store.manifest import Identity, Manifest, check_coder_identity, check_identity, read_coder, read_manifest
 from autointerp.store.reader import open_store
 from autointerp.store.runs import contexts_in_run
 from autointerp.store.vocab import write_vocabulary
 from autointerp.store.writer import StoreWriter
 from autointerp.subject.corpus import Context, Corpus, CorpusConfig
 from autointerp.subject.fidelity import Site, measure
-from autointerp.subject.model import Subject, load_subject
-from autointerp.subject.neurons import KIND as NEURONS
-from autointerp.subject.neurons import neurons
+from autointerp.subject.model import load_subject
 from autointerp.subject.recorder import Reading, Recorder, TokenFilter
-from autointerp.subject.reinit import reinitialised
 from autointerp.subject.vocabulary import token_bytes
 from autointerp.worker import Worker
 
 logger = logging.getLogger("autointerp.jobs")
 
 _PROBE_CONTEXTS = 4
-_CONTROL_CONTEXTS = 32
-"""Contexts on which what a control must match is measured."""
 _BATCHES_PER_GROUP = 16
 """Batches whose contexts are sorted by length together."""
-
-
-class CoderConfig(Config):
-    """One coder and where it reads."""
-
-    name: str
-    """Short, unique within the store; a folder name."""
-    source: str
-    """Folder, hub id, ``directions:FILE``, ``module:function``, see `coders.load`; ``neurons:MODULE``, `subject.neurons`."""
-    hookpoint: str | None = None
-    """``MODULE.PATH[@in|@out]``; by default what the coder's files say."""
 
 
 class CacheConfig(Config):
@@ -131,7 +104,7 @@ def cache(config: CacheConfig | Mapping[str, Any]) -> Path:
         config = CacheConfig.parse(config, where="cache")
     path = config.out.expanduser()
     StoreWriter.complete(path)
-    _check_not_imported(path)
+    check_not_imported(path)
     stop = StopFlag()
     with listening(stop):
         return _Job(config, stop).run()
@@ -201,7 +174,12 @@ class _Job:
             raise ConfigError(f"two coders have the name {max(names, key=names.count)!r}; give each its own")
         self._all_controls = parse_controls(config.controls, names, seed=config.control_seed)
         check_coder_names([*names, *(control.name for control in self._all_controls)])
-        self._is_growing = will_grow(config, {*names, *(control.name for control in self._all_controls)})
+        self._is_growing = will_grow(
+            config.out.expanduser(),
+            config.corpus,
+            is_asked=config.extend_tokens is not None,
+            given={*names, *(control.name for control in self._all_controls)},
+        )
         self._subject = load_subject(
             config.subject,
             revision=config.revision,
@@ -227,13 +205,13 @@ class _Job:
         for coders in self._passes():
             recorder, some = self._load(path, coders)  # also the first, slow pass
             l0 |= some
-            contexts = list(islice(self._corpus.contexts(), _CONTROL_CONTEXTS))
+            contexts = list(islice(self._corpus.contexts(), CONTROL_CONTEXTS))
             started, num_probed = time.perf_counter(), sum(len(context.tokens) for context in contexts)
             for _, found in recorder.batches(contexts):
                 for _ in found:  # encodes
                     pass
             seconds += time.perf_counter() - started
-        there = {} if self._is_growing else _coders_there(path)
+        there = {} if self._is_growing else coders_there(path)
         disk = self._disk(path, l0, is_growing=self._is_growing)
         if self._is_growing and num_tokens is not None:
             num_tokens = max(0, num_tokens - read_manifest(path).extent.num_tokens)
@@ -247,7 +225,7 @@ class _Job:
 
     def run(self) -> Path:
         path = self._config.out.expanduser()
-        self._check_corpus_of_unfinished(path)
+        check_corpus_of_unfinished(path, self._config.corpus, is_growing=self._is_growing)
         passes = self._passes()
         l0: dict[str, float] = {}
         if len(passes) > 1 and (self._is_growing or any(self._lacks(path, coders) for coders in passes)):
@@ -290,17 +268,24 @@ class _Job:
         """Return whether one of these coders or their controls is not in a finished store."""
         names = {coder.name for coder in coders}
         names |= {control.name for control in self._all_controls if control.of in names}
-        return not names <= set(_coders_there(path))
+        return not names <= set(coders_there(path))
 
     def _load(self, path: Path, coders: Sequence[CoderConfig]) -> tuple[Recorder, dict[str, float]]:
         """Bring these coders and their controls into memory, in place of others; return what runs them, and their L0."""
         self._readings: dict[str, Reading] = {}  # the former go before the next come
         self._readings |= {coder.name: reading_of(coder, self._subject) for coder in coders}
-        self._records = {name: _record(reading, self._subject) for name, reading in self._readings.items()}
-        controls = [control for control in self._all_controls if control.of in self._readings]
+        self._records = {name: record_of(reading, self._subject) for name, reading in self._readings.items()}
         if not self._first:
-            self._first = list(islice(self._corpus.contexts(), _CONTROL_CONTEXTS if self._all_controls else _PROBE_CONTEXTS))
-        self._add_controls(path, controls, self._first)
+            self._first = list(islice(self._corpus.contexts(), CONTROL_CONTEXTS if self._all_controls else _PROBE_CONTEXTS))
+        maker = ControlMaker(self._subject, seed=self._config.control_seed, contexts=self._first, recorder=self._recorder)
+        sources = {coder.name: coder.source for coder in coders}
+        for control in self._all_controls:
+            if control.of not in sources:
+                continue
+            known = recorded_k(path, control.name)
+            made = maker.make(control, self._readings[control.of], source=sources[control.of], k=known)
+            self._readings[control.name] = made
+            self._records[control.name] = record_of(made, self._subject, control_of=control.of)
         recorder = self._recorder(self._readings)
         return recorder, self._expected_l0(recorder, self._first[:_PROBE_CONTEXTS])
 
@@ -311,7 +296,7 @@ class _Job:
 
         `is_growing`: what the store has already of these is recorded on the tokens that are new.
         """
-        there = _coders_there(path) if is_growing else {}
+        there = coders_there(path) if is_growing else {}
         coders = [coder for coder in coders if coder.name in there or not is_growing]
         if not coders:
             return
@@ -438,46 +423,6 @@ class _Job:
         if counts.num_undecodable:
             logger.warning("%d documents of the corpus could not be decoded and were left out", counts.num_undecodable)
 
-    def _add_controls(self, path: Path, controls: Sequence[Control], contexts: list[Context]) -> None:
-        """Make the controls beside the coders they are of."""
-        config = self._config
-        sources = {coder.name: coder.source for coder in config.coders}
-        untrained: Subject | None = None
-        for control in controls:
-            reading = self._readings[control.of]
-            if control.kind == RANDOM_CODER:
-                k = reading.coder.spec.k or _recorded_k(path, control.name) or self._measured_k(control, contexts)
-                sibling = Reading(random_coder(reading.coder, k=k, seed=config.control_seed), reading.hookpoint)
-            else:
-                untrained = untrained or reinitialised(self._subject, seed=config.control_seed)
-                coder = reading.coder
-                if sources[control.of].startswith(f"{NEURONS}:"):
-                    coder = neurons(untrained, sources[control.of])
-                drawn: dict[str, Any] = {"weights": "drawn anew", "seed": config.control_seed}
-                if control.kind == REINIT_MATCHED:
-                    drawn["matched_on_contexts"] = _CONTROL_CONTEXTS
-                rules = {**coder.spec.reading, "subject": drawn}
-                coder = replace(coder, spec=replace(coder.spec, reading=rules))
-                sibling = Reading(coder, reading.hookpoint, untrained)
-                if control.kind == REINIT_MATCHED:
-                    sibling = replace(sibling, coder=coder.reading_through(self._matching(reading, sibling, contexts)))
-            self._readings[control.name] = sibling
-            self._records[control.name] = _record(sibling, self._subject, control_of=control.of)
-
-    def _matching(self, trained: Reading, untrained: Reading, contexts: list[Context]) -> Matched:
-        """Return the rule that gives the untrained subject's vectors the mean and spread of the trained one's."""
-        moments = self._recorder({"trained": trained, "untrained": untrained}).moments(contexts)
-        (wanted_mean, wanted), (mean, spread) = moments["trained"], moments["untrained"]
-        if not spread:
-            raise InputError(f"hookpoint {untrained.hookpoint} has one and the same vector on every token of the new weights")
-        return Matched(mean_D=mean, wanted_mean_D=wanted_mean, scale=wanted / spread)
-
-    def _measured_k(self, control: Control, contexts: list[Context]) -> int:
-        """Return the mean number of active latents of a coder over the kept tokens of some contexts, at least 1."""
-        recorder = self._recorder({control.of: self._readings[control.of]})
-        total = sum(len(acts.latents) for _, found in recorder.batches(contexts) for acts in found)
-        return max(1, round(total / max(1, recorder.num_kept(contexts))))
-
     def _check_stop(self, writer: StoreWriter) -> None:
         if self._stop.reason is not None:
             raise Interrupted(
@@ -508,7 +453,7 @@ class _Job:
 
     def _disk(self, path: Path, l0: Mapping[str, float], *, is_growing: bool) -> DiskPlan | None:
         """Return what is still to be written; None when the number of tokens is not known."""
-        num_tokens, there = self._config.corpus.num_tokens, _coders_there(path)
+        num_tokens, there = self._config.corpus.num_tokens, coders_there(path)
         if num_tokens is None:
             return None
         if not is_growing:
@@ -545,27 +490,6 @@ class _Job:
             "corpus_fingerprint": self._corpus.fingerprint(),
             "versions": {"autointerp": __version__} | {name: version(name) for name in ("torch", "transformers")},
         }
-
-    def _check_corpus_of_unfinished(self, path: Path) -> None:
-        """Raise IdentityError when a store under way was started for another corpus."""
-        if self._is_growing:
-            begun = next((path / GROWN / name for name in (STATE, MANIFEST) if (path / GROWN / name).exists()), None)
-        else:
-            begun = path / STATE if (path / STATE).exists() and not (path / MANIFEST).exists() else None
-        if begun is None:
-            return
-        there = read_sealed(begun).get("provenance", {}).get("corpus")
-        here = self._config.corpus.identity()
-        differs = [name for name in here if there is not None and there.get(name) != here[name]]
-        if differs:
-            name = differs[0]
-            how, instead = "was started", "another folder"
-            if self._is_growing:
-                how, instead = "began to grow", f"remove {path / GROWN} to give that up"
-            raise IdentityError(
-                f"{path} {how} with corpus.{name} = {there.get(name)!r} and {here[name]!r} is wanted now; "
-                f"use the former, or {instead}"
-            )
 
     def _check_corpus_of_finished(self, manifest: Manifest, contexts: Iterator[Context]) -> None:
         """Raise IdentityError when a finished store holds other tokens; reads them again only where that is needed."""
@@ -607,124 +531,3 @@ class _Job:
                     name, l0, hookpoint,
                 )  # fmt: skip
         logger.info("%s: %d tokens in %.1f s, %.0f tokens/s", path, store.num_tokens, seconds, store.num_tokens / seconds)
-
-
-def will_grow(config: CacheConfig, given: Collection[str]) -> bool:
-    """Return whether a finished store at `config.out` is to grow; `given` are the coders and controls that are there to do it.
-
-    Raises: InputError when it has fewer tokens than wanted and nothing says that it may grow, or more, or a coder is not given.
-    """
-    path, wanted = config.out.expanduser(), config.corpus.num_tokens
-    if not (path / MANIFEST).exists() or wanted is None:
-        return False
-    manifest = read_manifest(path)
-    num_tokens, made = manifest.extent.num_tokens, manifest.provenance.get("corpus", {})
-    limit = made.get("num_tokens")
-    is_else_equal = all(value == made.get(name) for name, value in config.corpus.identity().items() if name != "num_tokens")
-    if config.extend_tokens is None:
-        # A corpus that ended before the limit has no more tokens under a larger one.
-        if limit is not None and limit < wanted and num_tokens >= limit and is_else_equal:
-            raise InputError(
-                f"{path} holds {num_tokens:,} tokens and {wanted:,} are wanted; give --extend-tokens {wanted} to let the store "
-                "grow, the former number to leave it as it is, or another folder"
-            )
-        return False
-    if wanted < (num_tokens if limit is None else limit):
-        raise InputError(
-            f"{path} holds {num_tokens:,} tokens and --extend-tokens {wanted} would make that fewer; a store only grows, "
-            "so give a larger number or another folder"
-        )
-    if wanted == limit:
-        return False
-    missing = [name for name in manifest.extent.coders if name not in given]
-    if missing:
-        raise InputError(
-            f"{path} cannot grow without all of its coders, and these are not given: {', '.join(missing)}; "
-            "name every coder (--coder) and control (--control) of the store again"
-        )
-    return True
-
-
-def _check_not_imported(path: Path) -> None:
-    """Raise InputError for a store of unknown subject, to which nothing can be added."""
-    if not (path / MANIFEST).exists():
-        return
-    origin = read_manifest(path).provenance.get("imported")
-    if origin is not None:
-        raise InputError(
-            f"{path} was imported from {origin}, which does not record the subject's weights, so no coder and no control can "
-            "be added to it; cache the corpus into another folder"
-        )
-
-
-def _coders_there(path: Path) -> Mapping[str, CoderExtent]:
-    """Return the coders of the finished store, if there is one."""
-    return read_manifest(path).extent.coders if (path / MANIFEST).exists() else {}
-
-
-def _recorded_k(path: Path, name: str) -> int | None:
-    """Return the k with which a control is in the store or was begun there, so that it is never measured twice."""
-    if (path / coder_file(name)).exists():
-        return read_coder(path, name).k
-    begun = read_sealed(path / STATE)["coders"].get(name) if (path / STATE).exists() else None
-    return None if begun is None else begun["k"]
-
-
-def reading_of(config: CoderConfig, subject: Subject) -> Reading:
-    """Return the coder, reading through the rules of its hook, and the full name of the hookpoint it reads.
-
-    Raises: InputError when no file says it, or the subject has no such hookpoint.
-    """
-    if config.source.startswith(f"{NEURONS}:"):
-        coder = neurons(subject, config.source)
-        if config.hookpoint is not None:
-            raise InputError(f"coder {config.name!r} names the module it reads itself; leave @@{config.hookpoint} out")
-        assert coder.spec.hookpoint is not None
-        return Reading(coder, coder.spec.hookpoint)
-    coder = load_coder(config.source, hookpoint=config.hookpoint)
-    hookpoint = config.hookpoint or coder.spec.hookpoint
-    if hookpoint is None:
-        raise InputError(
-            f"the files of coder {config.name!r} do not say which hookpoint it reads; "
-            f"give one as {config.name}={config.source}@@HOOKPOINT"
-        )
-    try:
-        found = subject.published(hookpoint, default_side="in" if coder.spec.is_transcoder else "out")
-    except InputError as error:
-        raise InputError(f"coder {config.name!r}: {error}") from None
-    return Reading(coder.reading_through(*found.inputs), found.hookpoint)
-
-
-def _record(reading: Reading, subject: Subject, *, control_of: str | None = None) -> CoderRecord:
-    spec = reading.coder.spec
-    return CoderRecord(
-        digest=spec.digest,
-        width=spec.width,
-        hookpoints=(reading.hookpoint,),
-        target=target_of(reading, subject),
-        activation=spec.activation,
-        k=spec.k,
-        reading=dict(spec.reading),
-        format=spec.format,
-        source=spec.source,
-        revision=spec.revision,
-        d_in=spec.d_in,
-        d_out=spec.d_out,
-        is_transcoder=spec.is_transcoder,
-        control_of=control_of,
-        labels=spec.labels,
-    )
-
-
-def target_of(reading: Reading, subject: Subject) -> str | None:
-    """Return the full name of what a transcoder predicts: where its files name the module it reads, that module's output."""
-    spec = reading.coder.spec
-    if spec.target is None:
-        return None
-    module, at, _ = spec.target.rpartition("@")
-    if spec.hookpoint is not None and at and module == spec.hookpoint.rpartition("@")[0]:
-        return f"{reading.hookpoint.rpartition('@')[0]}@out"
-    try:
-        return subject.resolve(spec.target)
-    except InputError:
-        return None

@@ -9,8 +9,8 @@ from typing import Any
 from autointerp.coders.coder import CoderSpec
 from autointerp.config import Config
 from autointerp.errors import InputError
-from autointerp.jobs.cache import CoderConfig, reading_of, target_of
 from autointerp.jobs.coder_checks import Check, coder_checks
+from autointerp.jobs.readings import CoderConfig, reading_of, target_of
 from autointerp.subject.corpus import Corpus, CorpusConfig
 from autointerp.subject.fidelity import Fidelity, Site, measure
 from autointerp.subject.model import load_subject

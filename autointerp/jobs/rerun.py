@@ -14,7 +14,7 @@ import numpy as np
 
 from autointerp.digest import canonical_json, hash64, seed_of
 from autointerp.errors import IdentityError, InputError
-from autointerp.jobs.cache import CoderConfig, reading_of
+from autointerp.jobs.readings import CoderConfig, reading_of
 from autointerp.jobs.tables import check_subject
 from autointerp.store import Store, open_store
 from autointerp.subject.corpus import Context

@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from autointerp.coders.load import load_coder
 from autointerp.errors import ConfigError, IdentityError, InputError, Interrupted, ResourceError
 from autointerp.jobs import cache as module
+from autointerp.jobs import readings
 from autointerp.jobs.cache import CacheConfig, cache, plan_cache
 from autointerp.store.reader import open_store
 from tests.tiny import TEXTS, tiny_sparsify, tiny_subject
@@ -121,7 +122,7 @@ class TestContent:
 
         paths = settings(coders=[{"name": "transcoder", "source": str(tiny_transcoder)}])
         by_module = open_store(cache(paths)).coder("transcoder")
-        monkeypatch.setattr(module, "load_coder", load)
+        monkeypatch.setattr(readings, "load_coder", load)
         by_site = open_store(cache(paths.model_copy(update={"out": paths.out.parent / "other"}))).coder("transcoder")
         assert by_site.record.hookpoints == ("model.layers.1.post_attention_layernorm@out",)
         assert by_site.record.target == by_module.record.target == "model.layers.1.mlp@out"

@@ -7,6 +7,7 @@ import pytest
 
 from autointerp.errors import ConfigError, IdentityError, InputError, Interrupted
 from autointerp.jobs import cache as module
+from autointerp.jobs import readings
 from autointerp.jobs.cache import CacheConfig, cache
 from autointerp.store.reader import open_store
 from tests.integration.test_cache import tables
@@ -41,7 +42,7 @@ def settings(tiny_subject, tmp_path):
 def alive(monkeypatch):
     """Yield the most coders that were alive at once while any was recorded."""
     refs, most = [], [0]
-    load, batches = module.load_coder, module.Recorder.batches
+    load, batches = readings.load_coder, module.Recorder.batches
 
     def loaded(*args, **kwargs):
         coder = load(*args, **kwargs)
@@ -57,7 +58,7 @@ def alive(monkeypatch):
         count()
         return batches(recorder, contexts)
 
-    monkeypatch.setattr(module, "load_coder", loaded)
+    monkeypatch.setattr(readings, "load_coder", loaded)
     monkeypatch.setattr(module.Recorder, "batches", recorded)
     return most
 

@@ -14,6 +14,7 @@ from autointerp.demo import bundled
 from autointerp.demo.run import CONTROLS, WITH_CONTROLS, cache_settings, run_demo
 from autointerp.errors import ConfigError, IdentityError, InputError
 from autointerp.jobs import cache as module
+from autointerp.jobs import readings
 from autointerp.jobs.cache import CacheConfig, cache
 from autointerp.jobs.check import check_coder
 from autointerp.store import open_store
@@ -119,7 +120,7 @@ class TestOneCommand:
                 tokens = store.tokens[index * CTX_LEN : index * CTX_LEN + length].astype(np.int64).tolist()
                 rows.append(read_hookpoints(model.model, torch.tensor([[0, *tokens]]), [hookpoint])[hookpoint][0, 1:])
             vectors[name] = rows
-        first = {name: torch.cat([x[3:] for x in rows[: module._CONTROL_CONTEXTS]]).double() for name, rows in vectors.items()}
+        first = {name: torch.cat([x[3:] for x in rows[: readings.CONTROL_CONTEXTS]]).double() for name, rows in vectors.items()}
         mean = {name: x.mean(dim=0) for name, x in first.items()}
         spread = {name: (x - mean[name]).pow(2).sum(dim=1).mean().sqrt() for name, x in first.items()}
         assert spread["twin"] < spread["trained"] / 5  # without matching this coder would see its biases and little else
@@ -133,7 +134,7 @@ class TestOneCommand:
         both = sorted(found.keys() & wanted.keys())
         assert [found[key] for key in both] == pytest.approx([wanted[key] for key in both], rel=2e-3, abs=2e-3)
         reading = store.coder("sae-reinit-matched").record.reading
-        assert reading["inputs"] == ["matched"] and reading["subject"]["matched_on_contexts"] == module._CONTROL_CONTEXTS
+        assert reading["inputs"] == ["matched"] and reading["subject"]["matched_on_contexts"] == readings.CONTROL_CONTEXTS
 
     def test_neurons_of_the_twin_write_what_the_twin_writes(self, settings):
         neuron = {"name": "neurons", "source": "neurons:layers.1.mlp?k=6"}
@@ -181,14 +182,14 @@ class TestMatchedL0:
         store = open_store(cache(settings(coders=directions, controls=["random-coder"], force=False)))
         record, control = store.coder("probes").record, store.coder("probes-random").record
         assert record.k is None and record.labels[:2] == ("+d0", "-d0") and control.labels == () and control.width == 80
-        lengths = store.context_lengths[: module._CONTROL_CONTEXTS]
+        lengths = store.context_lengths[: readings.CONTROL_CONTEXTS]
         probed = {key for key in stored(store, "probes") if key[0] < len(lengths) * CTX_LEN}
         assert control.k == round(len(probed) / int(lengths.sum())) > 1
 
     def test_a_measured_k_is_never_measured_twice(self, settings, directions, monkeypatch):
         config = settings(coders=directions, controls=["random-coder"])
         store = open_store(cache(config))
-        monkeypatch.setattr(module._Job, "_measured_k", lambda *_: pytest.fail("measured again"))
+        monkeypatch.setattr(readings.ControlMaker, "_measured_k", lambda *_: pytest.fail("measured again"))
         cache(config)
         assert store.coder("probes-random").record.k
 
@@ -197,7 +198,7 @@ class TestMatchedL0:
         with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="enough"):
             patch.setattr(module.StoreWriter, "finish", lambda _: (_ for _ in ()).throw(RuntimeError("enough")))
             cache(config)
-        monkeypatch.setattr(module._Job, "_measured_k", lambda *_: pytest.fail("measured again"))
+        monkeypatch.setattr(readings.ControlMaker, "_measured_k", lambda *_: pytest.fail("measured again"))
         assert open_store(cache(config)).coder("probes-random").record.k
 
 
