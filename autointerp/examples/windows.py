@@ -23,6 +23,8 @@ _SPACE, _DIGITS, _SPACED_DIGITS = (np.uint64((1 << 32) + i) for i in range(3))
 _TEXT_SEED = seed_of("normalised text")
 _PLACE_SEED = seed_of("place in a normalised text")
 _BLOCK_TOKENS = 1 << 17
+BYTES_PER_POSITION = 8
+"""Memory that :func:`open_grid` takes at its peak when it computes, by position of the store: 6 measured."""
 _GRID_VERSION = 1
 """Raise it when the columns of a grid, or what they say, change: kept ones are of that name."""
 

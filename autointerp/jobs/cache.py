@@ -20,6 +20,8 @@ from pydantic import ByteSize, Field, field_validator
 from autointerp import __version__
 from autointerp.config import RUNTIME, Config
 from autointerp.errors import ConfigError, InputError, Interrupted
+from autointerp.examples.selection import SelectionConfig
+from autointerp.examples.windows import BYTES_PER_POSITION, open_grid
 from autointerp.jobs.coder_checks import absurd
 from autointerp.jobs.controls import parse_controls
 from autointerp.jobs.readings import CONTROL_CONTEXTS, CoderConfig, ControlMaker, reading_of, record_of
@@ -339,6 +341,7 @@ class _Job:
                 return
             writer.finish()
         if writer.path == path:
+            self._prepare_windows(path)
             self._summarise(path, recorder, wanted)
 
     def _say_what_is_missing(self, writer: StoreWriter, worker: Worker) -> None:
@@ -504,6 +507,15 @@ class _Job:
         logger.info("comparing the corpus with the one in %s", self._config.out)
         wanted = self._identity().model_copy(update={"tokens_digest": tokens_digest(c.tokens for c in contexts).value()})
         check_identity(manifest.identity, wanted, where=self._config.out)
+
+    def _prepare_windows(self, path: Path) -> None:
+        """Cut the corpus into the windows that explain and score use by default, so that their first latent need not wait.
+
+        Not where the arrays exceed the memory budget: these stages make them themselves.
+        """
+        store, usual = open_store(path), SelectionConfig()
+        if store.keeps_derived and store.num_positions * BYTES_PER_POSITION <= int(self._config.memory_budget):
+            open_grid(store, window=usual.window, min_window=usual.min_window)
 
     def _summarise(self, path: Path, recorder: Recorder, names: list[str]) -> None:
         """Log what was recorded, and warn where a coder hardly fits what it read."""

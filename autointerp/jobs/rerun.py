@@ -140,7 +140,7 @@ def _compare(
     is_chosen[chosen] = True
     reader = store.coder(coder)
     stored = _joined([tuple(a[is_chosen[block[1] // store.ctx_len]] for a in block) for block in reader.blocks()])
-    num_positions = store.num_contexts * store.ctx_len
+    num_positions = store.num_positions
     keys = [latents * num_positions + positions for latents, positions, _ in (stored, again)]
     union = np.union1d(*keys)
     values = np.zeros((2, len(union)))

@@ -99,6 +99,16 @@ class Store:
         return self.manifest.extent.num_contexts
 
     @property
+    def num_positions(self) -> int:
+        """Positions, of which those after the end of a short context have no token."""
+        return self.num_contexts * self.ctx_len
+
+    @property
+    def keeps_derived(self) -> bool:
+        """Whether :meth:`derived` keeps arrays for the next process; a small store does not."""
+        return self.num_positions >= MIN_DERIVED_POSITIONS
+
+    @property
     def coder_names(self) -> list[str]:
         """Names of the coders, sorted."""
         return sorted(self.manifest.extent.coders)
@@ -136,7 +146,7 @@ class Store:
         These are kept for the next process, unless the store is small or cannot be written to. `name` says what they are: it is
         another one when the same corpus would give others.
         """
-        if self.num_contexts * self.ctx_len < MIN_DERIVED_POSITIONS:
+        if not self.keeps_derived:
             return compute()
         files = {
             file: entry.digest

@@ -20,7 +20,7 @@ Advance = Callable[[int], None]
 def build_cooccurrence(store: Store, coder: str, *, k: int = DEFAULT_K, advance: Advance | None = None) -> None:
     """Compute the neighbours of every latent by co-firing."""
     reader = store.coder(coder)
-    blocks = cooccurring(reader, k=k, num_positions=store.num_contexts * store.ctx_len)
+    blocks = cooccurring(reader, k=k, num_positions=store.num_positions)
     write_neighbours(
         store.path / neighbours_file(coder, "cooccurrence"), blocks, coder_id=reader.coder_id, k=k, advance=advance
     )
