@@ -105,7 +105,7 @@ def test_an_embedder_is_named_without_being_loaded(tmp_path, library, monkeypatc
     named = [embedder_id(spec) for spec in specs]
     assert not library.asked
     assert named == [open_embedder(spec).id for spec in specs] and len(library.asked) == 3
-    with pytest.raises(InputError, match="no embedder at ./nowhere"):
+    with pytest.raises(InputError, match=r"no embedder at \./nowhere"):
         embedder_id("./nowhere")
 
 
