@@ -292,7 +292,10 @@ async def estimate_score(
                 if control is not None and control in SAMPLED:
                     rows = await own_explanations(control, latent, resources)
                 else:
-                    known = explanations.of((latent.coder, latent.latent)) if scorer.needs.explanation else []
+                    judged_for = latent.latent
+                    if control == "shuffled" and scorer.needs.explanation:
+                        judged_for = int(source.partners(latent.coder)[latent.latent])
+                    known = explanations.of((latent.coder, judged_for)) if scorer.needs.explanation else []
                     rows = known or [_stand_in(latent, explainer)]
                 rows = [row for row in rows if row.status == "ok"]
                 if resources.embedder is not None:
