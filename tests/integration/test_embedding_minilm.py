@@ -92,7 +92,7 @@ def test_negatives_are_the_windows_nearest_to_the_strongest_by_the_real_embedder
     from sentence_transformers import SentenceTransformer
     from transformers import AutoTokenizer
 
-    from autointerp.cli.main import main
+    from autointerp.cli.main import cli
     from autointerp.demo import bundled
     from autointerp.demo.run import cache_settings
     from autointerp.examples.pools import SCORE
@@ -102,15 +102,17 @@ def test_negatives_are_the_windows_nearest_to_the_strongest_by_the_real_embedder
     from autointerp.store import open_store
 
     def run(*arguments):
-        result = CliRunner().invoke(main, list(map(str, arguments)), catch_exceptions=False)
+        result = CliRunner().invoke(cli, list(map(str, arguments)), catch_exceptions=False)
         assert result.exit_code == 0, result.output
         return result.output
 
     path, results = tmp_path / "store", tmp_path / "results"
-    cache(CacheConfig.parse(cache_settings(path, 12_288, ("sae",))), progress=False)
-    assert "embeddings by all-MiniLM-L6-v2: computed" in run("tables", path, "--embedder", "all-MiniLM-L6-v2", "--device", "cpu")
+    cache(CacheConfig.parse(cache_settings(path, 12_288, ("sae",)) | {"progress": False}))
+    assert "embeddings by all-MiniLM-L6-v2: computed" in run(
+        "tables", path, "--embedder", "all-MiniLM-L6-v2", "--device", "cpu"
+    )
     chosen = ("--set", 'selection.negatives=["embedding"]', "--set", "selection.num_negatives=12")
-    run("explain", path, "--out", results, "--explainer", "lexical", "--latents", "density:0.01..0.1", "--no-control", *chosen)
+    run("explain", path, "--out", results, "--explainer", "lookup", "--latents", "0-14", "--no-control", *chosen)
     run("score", results, "--scorer", "detection", "--judge", "rule", "--no-control")
     scores = load_scores(results)
     assert set(scores["negatives"].dropna()) == {"embedding"}

@@ -138,7 +138,9 @@ def test_top_mix_and_importance():
     assert 0.40 < np.mean(np.array(drawn) < 50) < 0.60
 
 
-@pytest.mark.parametrize(("num", "count", "ratio", "num_top"), [(60, 15, 0.667, 10), (14, 15, 0.667, 9), (30, 9, 0, 0), (8, 8, 1, 8)])
+@pytest.mark.parametrize(
+    ("num", "count", "ratio", "num_top"), [(60, 15, 0.667, 10), (14, 15, 0.667, 9), (30, 9, 0, 0), (8, 8, 1, 8)]
+)
 def test_the_strongest_and_below_them_by_squared_activation(num, count, ratio, num_top):
     # With ties in rank, and not in order of strength.
     windows = windows_of(np.random.default_rng(num).integers(1, 9, num).astype(float).tolist())
