@@ -229,7 +229,7 @@ async def estimate_score(
             judged = control_scorer(scorer, control)
             judge = engine if judged.needs.engine else None
             resources = Resources(vocabulary=source.vocabulary, seed=source.selection.seed, engine=judge)
-            method = score_method(source, explainer, judged, engine, control)
+            method = score_method(source, explainer, scorer, engine, control)
             done = _finished(folder, method)
             left = [key for key in wanted if key not in done]
             if control in SAMPLED and in_sample is not None:

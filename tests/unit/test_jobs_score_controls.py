@@ -1,6 +1,8 @@
 """Controls: what they put in place of an explanation, on which latents, who judges, and what they cost."""
 
 import asyncio
+from dataclasses import replace
+from typing import Literal
 
 import jobs_standins as standins
 import numpy as np
@@ -8,6 +10,8 @@ import pandas as pd
 import pytest
 from planted import planted, resources
 
+from autointerp.config import Config
+from autointerp.digest import short
 from autointerp.explainers.lexical import Lexical
 from autointerp.jobs.cost import estimate_score
 from autointerp.jobs.explain import ExplainConfig, explain_from
@@ -25,7 +29,12 @@ from autointerp.jobs.score_controls import (
     sampled,
 )
 from autointerp.jobs.status import status
-from autointerp.results.folder import Method
+from autointerp.protocols import Needs
+from autointerp.records import ScoreResult
+from autointerp.reports.index import headline_rows
+from autointerp.reports.source import Source
+from autointerp.reports.summary import overview
+from autointerp.results.folder import Method, ResultsFolder
 from autointerp.results.load import load_scores
 from autointerp.rules import Rule
 from autointerp.scorers.detection import Detection, DetectionConfig
@@ -122,6 +131,63 @@ def test_sampled_controls_are_run_on_the_sample_and_resume(explained_folder):
     frame = load_scores(explained_folder)
     assert frame[frame["control"] == "generic"]["latent"].nunique() == 12
     assert sum(GENERIC in request.prompt.messages[0][1] for request in again.requests) <= 8
+
+
+class Strict(standins.Scorer):
+    """Asks otherwise under other settings, and can be judged by rule: true when a latent is even, less `strictness`."""
+
+    class Config(Config):
+        judge: Literal["engine", "rule"] = "engine"
+        strictness: float = 0.3
+
+    def __init__(self, config):
+        super().__init__(f"strict {config.strictness}")
+        self.name, self.config, self.needs = "judging", config, Needs(engine=config.judge == "engine")
+
+    def identity(self):
+        return {"config": self.config.identity()}
+
+    async def score(self, latent, explanation, resources, /, *, control=None):
+        if self.needs.engine:
+            found = await super().score(latent, explanation, resources, control=control)
+        else:
+            found = await super().score(latent, explanation, replace(resources, engine=standins.engine()), control=control)
+            found = ScoreResult(verdicts=(), scores=tuple(replace(score, judge="rule") for score in found.scores))
+        shift = self.config.strictness + ENGINES.index(resources.engine.id.model if resources.engine else "fake") / 10
+        return ScoreResult(verdicts=(), scores=tuple(replace(score, value=score.value + shift) for score in found.scores))
+
+
+ENGINES = ["fake", "other"]
+
+
+def test_each_setting_and_judge_has_its_own_controls(explained_folder):
+    """Two settings and two judges of one scorer in one folder: the report's lifts are those of each alone."""
+    for model in ENGINES:
+        scorers = [Strict(Strict.Config(strictness=strictness)) for strictness in (0.3, 0.95)]
+        config = ScoreConfig(results=explained_folder, coders=("a",), controls=CONTROLS, control_latents=8)
+        engine = standins.engine(model=model)
+        asyncio.run(score_from(config, standins.Source(), scorers, engine, progress=False))
+    methods = {method.id: method for method in ResultsFolder.open(explained_folder).methods("score")}
+    frame = load_scores(explained_folder).set_index("latent")
+    own = {i for i, method in methods.items() if method.control is None}
+    assert len(own) == 4 and len(methods) == 16 and set(frame["base_id"]) == own
+    rows = headline_rows(overview(Source(explained_folder)), plots=False)
+    assert len(rows) == 4
+    for row in rows:
+        [base] = [i for i in own if short(i) == row["settings"]]
+        value = frame[frame["scorer_id"] == base]["value"]
+        under = {}
+        for i in own ^ set(methods):
+            method = methods[i]
+            settings, wanted = (m.identity["settings"]["config"]["strictness"] for m in (method, methods[base]))
+            # Rules judge the lexical floor whoever judges the explanations; each is told whose it is.
+            if settings == wanted and (method.control == "lexical" or method.model == methods[base].model):
+                under.setdefault(method.control, []).append(frame[frame["scorer_id"] == i]["value"])
+        assert {name: len(values) for name, values in under.items()} == {"shuffled": 1, "generic": 1, "lexical": 2}
+        assert row["control"].value == pytest.approx(under["shuffled"][0].median())
+        for floor in row["floors"]:
+            lift = (value - under[floor["name"]][0]).dropna()
+            assert floor["lift"].value == pytest.approx(lift.median()) and floor["num"] == len(lift) > 5
 
 
 def test_plan_prices_the_sample(explained_folder):

@@ -419,6 +419,71 @@ def test_floors_are_paired_with_their_series_and_apart_from_the_main_control(wit
     assert row["mean"].value == pytest.approx(own.mean())
 
 
+@pytest.fixture
+def with_two_settings(with_floors):
+    """The same folder, whose detection was also run with other settings: of its own scores and controls, each 0.2 higher."""
+    for path in sorted(with_floors.glob("scores/default-*/detection-*/*.parquet")):
+        table = pd.read_parquet(path)
+        other = table.assign(
+            value=table["value"] + 0.2,
+            scorer_id=table["scorer_id"].str.replace("sha256:", "sha256:ffff"),
+            base_id=table["base_id"].str.replace("sha256:", "sha256:ffff"),
+        )
+        place = path.parent.with_name(f"{path.parent.name[:-8]}ffff0000") / path.name
+        place.parent.mkdir(exist_ok=True)
+        other.to_parquet(place, index=False)
+    return with_floors
+
+
+def test_controls_of_other_settings_are_not_mixed(with_two_settings):
+    rows = headline_rows(overview(Source(with_two_settings)), plots=False)
+    one, two = [row for row in rows if row["scorer"] == "detection" and row["explainer"] == "default"]
+    assert sorted(row["settings"].startswith("ffff") for row in (one, two)) == [False, True]
+    one, two = sorted((one, two), key=lambda row: row["settings"].startswith("ffff"))
+    assert two["control"].value == pytest.approx(one["control"].value + 0.2)
+    assert two["lift"].value == pytest.approx(one["lift"].value)
+    for first, second in zip(one["floors"], two["floors"], strict=True):
+        assert second["lift"].value == pytest.approx(first["lift"].value) and second["num"] == first["num"]
+    assert all(row["settings"] == "" for row in rows if row["scorer"] != "detection" or row["explainer"] != "default")
+    [line] = [line for line in summary_table(with_two_settings).splitlines() if "ffff" in line and "balanced" in line]
+    assert f"{two['control'].value:.3f}" in line and f"{two['lift'].value:+.3f}" in line
+
+
+def test_a_latents_page_sets_each_setting_beside_its_own_controls(with_two_settings):
+    [(_, rows)] = Source(with_two_settings).latents([("sae", 31)])
+    found = [group for group in latent_page("sae", 31, rows).scores if group["scorer"].startswith("detection ")]
+    one, two = sorted(found, key=lambda group: group["scorer"].startswith("detection ffff"))
+    for left, right in zip(one["rows"], two["rows"], strict=True):
+        assert right["control_value"] == pytest.approx(left["control_value"] + 0.2)
+        assert left["floors"] == {"generic": 0.5, "lexical": 0.6} and right["floors"] == {"generic": 0.7, "lexical": 0.8}
+    names = latent_page("sae", 31, rows).plots[0]["names"]
+    assert sum("detection ffff" in name for name in names) == 1 and len(set(names)) == len(names)
+
+
+def test_a_latents_page_knows_whose_floor_it_is():
+    """A judge's generic floor is not another's; the lexical floor is judged by rule whoever judges the explanation."""
+    shared = {
+        "explanation_id": "e", "scorer": "detection", "explainer": "default", "label": "default-0", "metric": "balanced_accuracy",
+        "is_headline": True, "negatives": "random", "quantile": None, "status": "ok", "ci_low": None, "ci_high": None,
+        "ci_method": "none", "chance": 0.5, "disjoint": "document", "num_scored": 1,
+    }  # fmt: skip
+    scores = [
+        shared | {"base_id": base, "scorer_id": f"{base} {control}", "judge": judge, "control": control, "value": value}
+        for base, judge, control, value in [
+            ("sha256:rule", "rule", None, 1.0),
+            ("sha256:rule", "rule", "generic", 0.50),
+            ("sha256:two", "two", None, 0.9),
+            ("sha256:two", "two", "generic", 0.54),
+            ("sha256:two", "rule", "lexical", 0.6),
+        ]
+    ]
+    found = latent_page("sae", 1, {"explanations": [], "scores": scores, "verdicts": [], "examples": []}).scores
+    assert {group["judge"]: group["rows"][0]["floors"] for group in found} == {
+        "rule": {"generic": 0.50},
+        "two": {"generic": 0.54, "lexical": 0.6},
+    }
+
+
 def test_floors_are_shown(with_floors):
     text = summary_table(with_floors)
     assert re.search(r"generic +\+0\.\d+", text) and re.search(r"lexical +\+0\.\d+", text)
