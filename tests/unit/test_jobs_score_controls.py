@@ -11,7 +11,6 @@ import pytest
 from planted import planted, resources
 
 from autointerp.config import Config
-from autointerp.digest import short
 from autointerp.explainers.lexical import Lexical
 from autointerp.jobs.cost import estimate_score
 from autointerp.jobs.explain import ExplainConfig, explain_from
@@ -31,7 +30,6 @@ from autointerp.jobs.score_controls import (
 from autointerp.jobs.status import status
 from autointerp.protocols import Needs
 from autointerp.records import ScoreResult
-from autointerp.reports.index import headline_rows
 from autointerp.reports.source import Source
 from autointerp.reports.summary import overview
 from autointerp.results.folder import Method, ResultsFolder
@@ -134,7 +132,7 @@ def test_sampled_controls_are_run_on_the_sample_and_resume(explained_folder):
 
 
 class Strict(standins.Scorer):
-    """Asks otherwise under other settings, and can be judged by rule: true when a latent is even, less `strictness`."""
+    """Scores higher under other settings and for other engines, and can be judged by rule."""
 
     class Config(Config):
         judge: Literal["engine", "rule"] = "engine"
@@ -148,46 +146,43 @@ class Strict(standins.Scorer):
         return {"config": self.config.identity()}
 
     async def score(self, latent, explanation, resources, /, *, control=None):
-        if self.needs.engine:
-            found = await super().score(latent, explanation, resources, control=control)
-        else:
-            found = await super().score(latent, explanation, replace(resources, engine=standins.engine()), control=control)
-            found = ScoreResult(verdicts=(), scores=tuple(replace(score, judge="rule") for score in found.scores))
-        shift = self.config.strictness + ENGINES.index(resources.engine.id.model if resources.engine else "fake") / 10
-        return ScoreResult(verdicts=(), scores=tuple(replace(score, value=score.value + shift) for score in found.scores))
+        judge = resources.engine.id.model if self.needs.engine else "rule"
+        asked = resources if self.needs.engine else replace(resources, engine=standins.engine())
+        found = await super().score(latent, explanation, asked, control=control)
+        shift = self.config.strictness + [*ENGINES, "rule"].index(judge) / 10
+        scores = (replace(score, value=score.value + shift, judge=judge) for score in found.scores)
+        return ScoreResult(verdicts=found.verdicts, scores=tuple(scores))
 
 
 ENGINES = ["fake", "other"]
 
 
-def test_each_setting_and_judge_has_its_own_controls(explained_folder):
-    """Two settings and two judges of one scorer in one folder: the report's lifts are those of each alone."""
+def test_each_setting_and_judge_has_its_own_controls(tmp_path):
+    """Two settings and two judges of one scorer in one folder: the report's controls are those of each alone."""
+    config = ExplainConfig(store="x", results=tmp_path / "r", latents="0-15", coders=("a",))
+    asyncio.run(explain_from(config, standins.Source(), standins.Explainer(), standins.engine(), progress=False))
     for model in ENGINES:
         scorers = [Strict(Strict.Config(strictness=strictness)) for strictness in (0.3, 0.95)]
-        config = ScoreConfig(results=explained_folder, coders=("a",), controls=CONTROLS, control_latents=8)
+        config = ScoreConfig(results=tmp_path / "r", coders=("a",), controls=CONTROLS, control_latents=40)
         engine = standins.engine(model=model)
         asyncio.run(score_from(config, standins.Source(), scorers, engine, progress=False))
-    methods = {method.id: method for method in ResultsFolder.open(explained_folder).methods("score")}
-    frame = load_scores(explained_folder).set_index("latent")
-    own = {i for i, method in methods.items() if method.control is None}
-    assert len(own) == 4 and len(methods) == 16 and set(frame["base_id"]) == own
-    rows = headline_rows(overview(Source(explained_folder)), plots=False)
-    assert len(rows) == 4
-    for row in rows:
-        [base] = [i for i in own if short(i) == row["settings"]]
-        value = frame[frame["scorer_id"] == base]["value"]
-        under = {}
-        for i in own ^ set(methods):
-            method = methods[i]
+    methods = {method.id: method for method in ResultsFolder.open(tmp_path / "r").methods("score")}
+    frame = load_scores(tmp_path / "r").set_index("latent")
+    series = {key.scorer_id: by["a"].frame for key, by in overview(Source(tmp_path / "r")).series.items()}
+    assert set(series) == {i for i, method in methods.items() if method.control is None} and len(series) == 4
+    for base, found in series.items():
+        columns = {"shuffled": "control", "generic": "generic", "lexical": "lexical"}
+        for i, method in methods.items():
             settings, wanted = (m.identity["settings"]["config"]["strictness"] for m in (method, methods[base]))
-            # Rules judge the lexical floor whoever judges the explanations; each is told whose it is.
-            if settings == wanted and (method.control == "lexical" or method.model == methods[base].model):
-                under.setdefault(method.control, []).append(frame[frame["scorer_id"] == i]["value"])
-        assert {name: len(values) for name, values in under.items()} == {"shuffled": 1, "generic": 1, "lexical": 2}
-        assert row["control"].value == pytest.approx(under["shuffled"][0].median())
-        for floor in row["floors"]:
-            lift = (value - under[floor["name"]][0]).dropna()
-            assert floor["lift"].value == pytest.approx(lift.median()) and floor["num"] == len(lift) > 5
+            # Rules judge the lexical floor alike whoever judges the explanations.
+            is_judged_alike = method.control == "lexical" or method.model == methods[base].model
+            if method.control is not None and settings == wanted and is_judged_alike:
+                values = frame[frame["scorer_id"] == i]["value"].dropna()
+                assert len(values) > 5
+                pd.testing.assert_series_equal(found[columns[method.control]].dropna(), values, check_names=False)
+    # Who has the table alone finds the same by base_id.
+    assert set(frame["base_id"]) == set(series)
+    assert (frame.groupby(["base_id", "control"])["scorer_id"].nunique() == 1).all() and len(methods) == 16
 
 
 def test_plan_prices_the_sample(explained_folder):

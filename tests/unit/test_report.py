@@ -436,28 +436,42 @@ def with_two_settings(with_floors):
 
 
 def test_controls_of_other_settings_are_not_mixed(with_two_settings):
+    found = overview(Source(with_two_settings))
+    series = {
+        key.scorer_id: by["sae"].frame
+        for key, by in found.series.items()
+        if (key.scorer, key.explainer[:7]) == ("detection", "default")
+    }
+    one, two = (series[i] for i in sorted(series, key=lambda i: i.startswith("sha256:ffff")))
+    for column in ("value", "control", "generic", "lexical"):
+        assert one[column].notna().sum() > 5
+        pd.testing.assert_series_equal(two[column], one[column] + 0.2)
+    assert set(one["generic"].dropna()) == {0.5} and set(one["lexical"].dropna()) == {0.6}
+
+
+def test_rows_of_other_settings_are_told_apart(with_two_settings):
     rows = headline_rows(overview(Source(with_two_settings)), plots=False)
-    one, two = [row for row in rows if row["scorer"] == "detection" and row["explainer"] == "default"]
-    assert sorted(row["settings"].startswith("ffff") for row in (one, two)) == [False, True]
-    one, two = sorted((one, two), key=lambda row: row["settings"].startswith("ffff"))
-    assert two["control"].value == pytest.approx(one["control"].value + 0.2)
-    assert two["lift"].value == pytest.approx(one["lift"].value)
-    for first, second in zip(one["floors"], two["floors"], strict=True):
-        assert second["lift"].value == pytest.approx(first["lift"].value) and second["num"] == first["num"]
-    assert all(row["settings"] == "" for row in rows if row["scorer"] != "detection" or row["explainer"] != "default")
-    [line] = [line for line in summary_table(with_two_settings).splitlines() if "ffff" in line and "balanced" in line]
-    assert f"{two['control'].value:.3f}" in line and f"{two['lift'].value:+.3f}" in line
+    alike = [row for row in rows if row["scorer"] == "detection" and row["explainer"] == "default"]
+    assert len({row["settings"] for row in alike}) == 2 and all(len(row["settings"]) == 8 for row in alike)
+    assert all(row["settings"] == "" for row in rows if row not in alike)
+    text = summary_table(with_two_settings)
+    assert "scorer_id" in text and all(f" {row['settings']} " in text for row in alike)
+    index = write_report(with_two_settings).read_text()
+    assert all(f'detection<span class="ci">{row["settings"]}</span>' in index for row in alike)
 
 
 def test_a_latents_page_sets_each_setting_beside_its_own_controls(with_two_settings):
     [(_, rows)] = Source(with_two_settings).latents([("sae", 31)])
-    found = [group for group in latent_page("sae", 31, rows).scores if group["scorer"].startswith("detection ")]
-    one, two = sorted(found, key=lambda group: group["scorer"].startswith("detection ffff"))
+    page = latent_page("sae", 31, rows)
+    groups = [group for group in page.scores if group["scorer"].startswith("detection") and group["judge"] == JUDGE]
+    one, two = sorted(groups, key=lambda group: group["rows"][0]["scorer_id"].startswith("sha256:ffff"))
     for left, right in zip(one["rows"], two["rows"], strict=True):
         assert right["control_value"] == pytest.approx(left["control_value"] + 0.2)
-        assert left["floors"] == {"generic": 0.5, "lexical": 0.6} and right["floors"] == {"generic": 0.7, "lexical": 0.8}
-    names = latent_page("sae", 31, rows).plots[0]["names"]
-    assert sum("detection ffff" in name for name in names) == 1 and len(set(names)) == len(names)
+        assert left["floors"] == pytest.approx({"generic": 0.5, "lexical": 0.6})
+        assert right["floors"] == pytest.approx({"generic": 0.7, "lexical": 0.8})
+    assert two["scorer"].startswith("detection ffff") and one["scorer"] != two["scorer"]
+    names = page.plots[0]["names"]
+    assert len(set(names)) == len(names)
 
 
 def test_a_latents_page_knows_whose_floor_it_is():

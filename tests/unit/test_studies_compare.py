@@ -147,7 +147,7 @@ def test_sides_are_read_and_refused_with_a_sentence(tmp_path):
         Side.parse("r:explaner=a")
     with pytest.raises(ConfigError, match="names no results folder"):
         Side.parse(":explainer=a")
-    with pytest.raises(InputError, match="with explainer = 'zzz'; known: a$"):
+    with pytest.raises(InputError, match=r"with explainer = 'zzz'; known: a$"):
         compare(f"{tmp_path}:explainer=zzz", str(tmp_path))
     with pytest.raises(InputError, match="the two sides are the same"):
         compare(str(tmp_path), str(tmp_path))
