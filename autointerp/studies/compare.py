@@ -91,12 +91,12 @@ def compare(first: str | Side, second: str | Side) -> pd.DataFrame:
         done = set()
         for name, left in mine.groupby(_SERIES):
             for other, right in theirs.get(key, ()):
-                first, second = dict(zip(_SERIES, name, strict=True)), dict(zip(_SERIES, other, strict=True))
-                if not fits(first, second) or (is_one_folder and frozenset((name, other)) in done):
+                x, y = ({f: str(v) for f, v in zip(_SERIES, names, strict=True)} for names in (name, other))
+                if not fits(x, y) or (is_one_folder and frozenset((name, other)) in done):
                     continue
                 done.add(frozenset((name, other)))
-                shared = dict(zip(_KEYS, key, strict=True))
-                pairs.append((first | shared, second | shared))
+                shared = {f: str(v) for f, v in zip(_KEYS, key, strict=True)}
+                pairs.append((x | shared, y | shared))
                 rows.append(shared | _row(left, right))
     if not rows:
         raise InputError(
