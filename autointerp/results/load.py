@@ -139,7 +139,9 @@ def coverage(folder: Path | str, *, store: Path | str | None = None) -> pd.DataF
             decile = density_deciles(np.asarray(columns["density"]))[group["latent"].to_numpy(np.int64)]
             counts = pd.crosstab(decile, group["status"].astype(object))
             counts.insert(0, "num_rows", counts.sum(axis=1))
-            frames.append(counts.rename_axis("decile").reset_index().assign(coder=coder, method=label, negatives=source))
+            frames.append(
+                counts.rename_axis("decile").reset_index().assign(coder=str(coder), method=label, negatives=str(source))
+            )
     named = ["coder", "method", "negatives", "decile", "num_rows"]
     if not frames:
         return pd.DataFrame(columns=named)
