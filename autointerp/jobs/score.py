@@ -21,7 +21,6 @@ from autointerp import tables
 from autointerp.config import RUNTIME
 from autointerp.embed import open_embedder
 from autointerp.errors import ConfigError, IdentityError
-from autointerp.examples.negatives import NEGATIVES
 from autointerp.examples.selection import SelectionConfig
 from autointerp.jobs.control_gaps import gaps
 from autointerp.jobs.explain import wanted_latents
@@ -386,13 +385,13 @@ class ScoreWork:
 
     def without_result(self, latent: LatentExamples, status: Status) -> ShardRows:
         own = self._own((latent.coder, latent.latent))
-        return ShardRows(scores=[self._empty(latent, row, status) for row in own])
+        return ShardRows(scores=[score for row in own for score in self._empty(latent, row, status)])
 
     async def process(self, latent: LatentExamples, engine: Engine | None) -> ShardRows:
         key = (latent.coder, latent.latent)
         own = self._own(key)
         unusable = [row for row in own if row.status != "ok"]
-        rows = ShardRows(scores=[self._empty(latent, row, row.status) for row in unusable])
+        rows = ShardRows(scores=[score for row in unusable for score in self._empty(latent, row, row.status)])
         if len(unusable) == len(own):
             return rows
         judge = engine if self._scorer.needs.engine else None
@@ -408,7 +407,7 @@ class ScoreWork:
                 may_come = any(row.status in RETRYABLE for row in theirs)
                 status: Status = "no_reply" if may_come else "not_applicable"
                 why = f"the control {self.method.control} has no explanation to put in place of the latent's"
-                rows.scores.append(self._empty(latent, None, status, reason=why))
+                rows.scores += self._empty(latent, None, status, reason=why)
         for row in graded:
             rows.extend(await self._score(latent, row, resources))
         return rows
@@ -454,9 +453,13 @@ class ScoreWork:
         partner = int(np.asarray(self._source.partners(key[0]))[key[1]])
         return (key[0], partner) if partner >= 0 else None
 
-    def _empty(self, latent: LatentExamples, row: Explanation | None, status: Status, *, reason: str | None = None) -> Score:
-        """The row of a latent without a score: of the headline metric, so that coverage can be read from it."""
-        return Score(
+    def _empty(
+        self, latent: LatentExamples, row: Explanation | None, status: Status, *, reason: str | None = None
+    ) -> list[Score]:
+        """The rows of a latent without a score: of the headline metric and each source, so that coverage can be read."""
+        wanted = self._source.selection.negative_sources
+        known = getattr(self._scorer, "sources", None)
+        empty = Score(
             coder=latent.coder,
             latent=latent.latent,
             explanation_id=row.explanation_id if row is not None else "",
@@ -469,7 +472,7 @@ class ScoreWork:
             explainer=self._explainer,
             metric=str(getattr(self._scorer, "headline", "balanced_accuracy")),
             is_headline=True,
-            negatives=getattr(self._scorer, "negatives", None) or NEGATIVES[self._source.selection.negatives[0]].label,
+            negatives="none",
             quantile=None,
             status=status,
             value=None,
@@ -481,6 +484,7 @@ class ScoreWork:
             num_scored=0,
             reason=reason or (row.reason if row is not None else None),
         )
+        return [replace(empty, negatives=source) for source in (known(wanted) if known is not None else wanted)]
 
 
 def _blank(key: Key) -> Explanation:

@@ -98,8 +98,29 @@ def _headline_row(found: Overview, coder: str, key: SeriesKey, series: Series, e
             if (lift := middle(scored["value"] - scored[name])) is not None
         ],
         **_means(found, coder, scored),
+        "shared": _shared(found, coder, key, scored),
         "chance": series.chance,
     }
+
+
+def _shared(found: Overview, coder: str, key: SeriesKey, scored: pd.DataFrame) -> dict[str, Any] | None:
+    """Return the median over the latents that have a score against every source of negatives; None where all have.
+
+    Medians against other sources are of other latents, and cannot be compared, where a latent has no windows of one.
+    """
+    sources = [by[coder].scored.index for other, by in found.series.items() if coder in by and _twins(key, other)]
+    sources = [latents for latents in sources if len(latents)]
+    both = scored.index
+    for latents in sources:
+        both = both.intersection(latents)
+    if not len(scored) or all(len(latents) == len(both) for latents in sources):
+        return None
+    return {"num": len(both), "num_sources": len(sources), "median": middle(scored["value"].loc[both])}
+
+
+def _twins(key: SeriesKey, other: SeriesKey) -> bool:
+    """Whether two series differ in nothing but the source of negatives."""
+    return replace(other, negatives=key.negatives) == key
 
 
 def _means(found: Overview, coder: str, scored: pd.DataFrame) -> dict[str, Any]:

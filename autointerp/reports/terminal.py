@@ -124,6 +124,7 @@ def _context_line(row: Row, scale: float, colour: bool) -> str:
 def summary_table(results_folder: Path | str) -> str:
     """Return headline scores: median over latents with interval, control, lift and chance, a row per coder and scorer.
 
+    Where sources of negatives stand on different latents, also the median over those that have a score against each.
     Below: means, also weighted by firing rate, lifts over each control with intervals, coverage by firing rate, and coders of
     which few latents have controls.
     """
@@ -141,13 +142,14 @@ def summary_table(results_folder: Path | str) -> str:
             "latents",
             "median",
             "95% interval",
+            "with every source",
             "control",
             "lift",
             "chance",
         ]
     ]
     for row in headline_rows(found, plots=False):
-        median, control, lift = row["median"], row["control"], row["lift"]
+        median, control, lift, shared = row["median"], row["control"], row["lift"], row["shared"]
         total = f"{row['num_scored']}/{row['num_rows']}" if row["num_rows"] > row["num_scored"] else str(row["num_scored"])
         rows.append(
             [
@@ -162,12 +164,13 @@ def summary_table(results_folder: Path | str) -> str:
                 total,
                 _number(median and median.value),
                 _between(median and median.low, median and median.high),
+                f"{_number(shared['median'] and shared['median'].value)} ({shared['num']})" if shared else "",
                 _number(control and control.value),
                 f"{lift.value:+.3f}" if lift else "-",
                 _number(row["chance"]),
             ]
         )
-    lines = table(rows, right={8, 9, 11, 12, 13}) if len(rows) > 1 else ["nothing is scored in this folder yet"]
+    lines = table(rows, right={8, 9, 11, 12, 13, 14}) if len(rows) > 1 else ["nothing is scored in this folder yet"]
     lines += [*_lifts(found), *_by_density(found)]
     missing = _without(found.coders, {c: [found.status(c, int(i)) for i in found.requested[c]] for c in found.coders})
     gaps = [one_line(gap) for gap in recorded_gaps(results_folder)]

@@ -14,7 +14,7 @@ from autointerp.reports import report, svg, write_report
 from autointerp.reports.index import coder_folder, coverage_rows, headline_rows, series_names, short_names
 from autointerp.reports.pages import latent_page
 from autointerp.reports.source import Source
-from autointerp.reports.summary import Overview, SeriesKey, overview, picks
+from autointerp.reports.summary import Overview, Series, SeriesKey, overview, picks
 from autointerp.reports.terminal import show_latent, summary_table
 from autointerp.reports.text import json_for_html, level_of, one_line, visible, window_html
 from tests.report_folder import HOSTILE, JUDGE, build
@@ -142,6 +142,25 @@ def test_series_of_other_scorers_are_told_apart():
         "default-11111111": "default-11111111",
         "lexical-00000000": "lexical",
     }
+
+
+def test_sources_of_negatives_are_compared_on_the_latents_that_have_them_all():
+    def series(values, name):
+        frame = pd.DataFrame({"value": values, "status": ["ok"] * 5, "disjoint": ["document"] * 5, "control": np.nan})
+        frame = frame.assign(ci_low=np.nan, ci_high=np.nan, chance=0.5, generic=np.nan, lexical=np.nan)
+        return SeriesKey("default-00000000", "detection", "m", name, "auroc", "sha256:aa"), {"sae": Series(frame, None)}
+
+    found = Overview(requested={"sae": np.arange(5)})
+    found.series = dict([series([0.5, 0.6, 0.9, 0.9, 0.9], "random"), series([0.4, 0.5, np.nan, np.nan, np.nan], "same_token")])
+    [random, same] = headline_rows(found)
+    assert (random["median"].value, same["median"].value) == (0.9, pytest.approx(0.45))
+    assert [(row["shared"]["num"], row["shared"]["num_sources"]) for row in (random, same)] == [(2, 2)] * 2
+    assert [row["shared"]["median"].value for row in (random, same)] == pytest.approx([0.55, 0.45])
+    # A source that no latent has any windows of shares nothing with the others; equal latents need no other median.
+    found.series = dict([series([0.5, 0.6, 0.9, 0.9, 0.9], "random"), series([np.nan] * 5, "same_token")])
+    assert [row["shared"] for row in headline_rows(found)] == [None, None]
+    found.series = dict([series([0.5, 0.6, np.nan, 0.9, 0.9], name) for name in ("random", "same_token")])
+    assert [row["shared"] for row in headline_rows(found)] == [None, None]
 
 
 def test_picks_do_not_repeat(results):
