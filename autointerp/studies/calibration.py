@@ -4,11 +4,13 @@ Everything is read from results folders whose explainers are the roles of :mod:`
 scorer, judge, prompt and settings form a variant. Measures:
 
 - ``auroc``: of scores of true explanations against those of one other role, over the same latents; interval by Newcombe (2006).
-- ``wins``: how often a latent's true explanation scores above its other one, ties half; interval by Wilson.
+- ``wins``: how often a latent's true explanation scores above its other one, ties half; interval by Wilson. In both, a
+  correlation that is `undefined` since the predictions are all equal ranks below every value; ``num_undefined`` counts these.
 - ``level``: mean score of true explanations at one level of noise; ``spearman``: between share of noise and score, over levels.
 - ``shuffled``, ``shuffled_mean``: median and mean score under another latent's explanation, with the chance level.
 - ``calibration_error``: mean distance between stated probability and share of active examples in ten bins; ``brier``: mean
-  squared distance of the probabilities. True explanations only; for judges that state probabilities.
+  squared distance of the probabilities, ``chance`` that of a judge who always states the share of active examples. Positives
+  with each source of negatives apart, true explanations only; for judges that state probabilities.
 - ``retest_sd``: standard deviation of one measurement, from the difference of two on other windows.
 - ``tokens``: prompt and output tokens per explanation.
 """
@@ -39,11 +41,12 @@ from autointerp.studies.planted import ROLES, planted_in
 
 COLUMNS = [
     "scorer", "judge", "prompt", "variant", "negatives", "metric", "measure", "family", "role", "noise", "share",
-    "value", "ci_low", "ci_high", "ci_method", "chance", "num_latents",
+    "value", "ci_low", "ci_high", "ci_method", "chance", "num_latents", "num_undefined",
 ]  # fmt: skip
 FILE = "calibration.parquet"
 _VARIANT = ["scorer", "judge", "prompt", "variant", "negatives", "metric"]
 _BINS = 10
+_RANK = "A score that is undefined since all predictions are equal ranks below every other."
 
 
 def calibration(results: Path | str) -> pd.DataFrame:
@@ -66,7 +69,7 @@ def calibration(results: Path | str) -> pd.DataFrame:
             *_ranking(plain[plain["coder"] == EXACT]),
             *_noise(plain[plain["role"] == "true"]),
             *_shuffled(group[group["control"] == "shuffled"]),
-            *_retest(plain, repeated[(repeated["variant"] == shared["variant"]) & (repeated["control"] == "")], shared),
+            *_retest(plain, repeated[repeated["control"] == ""], shared),
         ]
         rows += [{**shared, **measure} for measure in measures]
     rows += _probabilities(folder, scores)
@@ -92,14 +95,28 @@ def _scores(folder: ResultsFolder, planted: dict[str, Any]) -> pd.DataFrame:
 
 
 def _variant(method: Any) -> tuple[str, str]:
-    """Return the prompt and the settings of a scorer, whatever it grades, as short digests."""
+    """Return the prompt, and all that decides a scorer's answers, as short digests.
+
+    Not what it grades, and not the seed of its examples: the repeated measurement differs in that alone.
+    """
     identity = method.identity
     prompt = identity["settings"].get("prompt")
-    named = {"scorer": identity["scorer"], "settings": identity["settings"], "judge": identity["judge"]}
+    named = {name: identity.get(name) for name in ("scorer", "settings", "judge", "embedder")}
+    named["selection"] = {name: value for name, value in method.settings["selection"].items() if name != "seed"}
     return short(prompt) if isinstance(prompt, str) else "-", short(digest(named))
 
 
+def _is_undefined(rows: pd.DataFrame) -> pd.Series:
+    """Return which scores are `undefined` though answers came: only a correlation can be, where all predictions are equal.
+
+    Without an answer on one side other metrics are `undefined`, too, and that says nothing of the explanation.
+    """
+    return (rows["metric"] == "correlation") & (rows["status"] == "undefined") & (rows["num_scored"] > 0)
+
+
 def _ranking(rows: pd.DataFrame) -> Iterator[dict[str, Any]]:
+    # Left out, they would be missed among the worst: an explanation that holds nowhere predicts the same everywhere.
+    rows = rows.assign(value=rows["value"].astype(float).mask(_is_undefined(rows), -np.inf))
     by_role = rows.pivot_table(index="latent", columns="role", values="value", aggfunc="mean")
     families = rows.groupby("latent")["family"].first()
     if "true" not in by_role:
@@ -110,7 +127,8 @@ def _ranking(rows: pd.DataFrame) -> Iterator[dict[str, Any]]:
             pairs = both if family == "all" else both[families[both.index] == family]
             num = len(pairs)
             true, other = pairs["true"].to_numpy(), pairs[role].to_numpy()
-            shared = {"family": family, "role": role, "num_latents": num, "chance": 0.5}
+            num_undefined = int((np.isneginf(true) | np.isneginf(other)).sum())
+            shared = {"family": family, "role": role, "num_latents": num, "num_undefined": num_undefined, "chance": 0.5}
             yield {"measure": "auroc", **shared, **_interval(auroc_newcombe(auroc(true, other), num, num))}
             won = float((true > other).sum() + 0.5 * (true == other).sum())
             yield {"measure": "wins", **shared, **_interval(wilson(won, num))}
@@ -149,7 +167,7 @@ def _shuffled(rows: pd.DataFrame) -> Iterator[dict[str, Any]]:
 
 
 def _retest(rows: pd.DataFrame, repeated: pd.DataFrame, shared: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    same = repeated[(repeated["negatives"] == shared["negatives"]) & (repeated["metric"] == shared["metric"])]
+    same = repeated[np.logical_and.reduce([repeated[name] == shared[name] for name in _VARIANT])]
     by = ["coder", "latent", "role"]
     both = rows.groupby(by)["value"].mean().to_frame("one").join(same.groupby(by)["value"].mean().rename("two")).dropna()
     if len(both) > 1:
@@ -167,15 +185,25 @@ def _probabilities(folder: ResultsFolder, scores: pd.DataFrame) -> list[dict[str
     rows = []
     for scorer_id, group in frame[usable & frame["scorer_id"].isin(kept.index)].groupby("scorer_id"):
         variant = {name: kept[name].get(scorer_id) for name in ("scorer", "judge", "prompt", "variant")}
-        p, truth = group["probability"].to_numpy(float), group["truth"].to_numpy(float)
-        place = np.minimum((p * _BINS).astype(int), _BINS - 1)
-        count = np.bincount(place, minlength=_BINS)
-        gaps = np.abs(np.bincount(place, weights=p - truth, minlength=_BINS))
-        shared = {**variant, "negatives": "all", "metric": "probability", "family": "all", "role": "true"}
-        shared |= {"ci_method": "none", "num_latents": group["latent"].nunique()}
-        rows.append({**shared, "measure": "calibration_error", "value": float(gaps.sum() / count.sum())})
-        rows.append({**shared, "measure": "brier", "value": float(np.mean(np.square(p - truth)))})
+        is_active = group["truth"].astype(bool)
+        for source in sorted(set(group.loc[~is_active, "source"])):
+            of_source = group[is_active | (group["source"] == source)]
+            shared = {**variant, "negatives": source, "metric": "probability", "family": "all", "role": "true"}
+            shared["num_latents"] = of_source["latent"].nunique()
+            found = _calibrated(of_source["probability"].to_numpy(float), of_source["truth"].to_numpy(float))
+            rows += [{**shared, "ci_method": "none", **measure} for measure in found]
     return rows
+
+
+def _calibrated(p: np.ndarray, truth: np.ndarray) -> list[dict[str, Any]]:
+    """Return how far probabilities are from what is active, 1 or 0."""
+    place = np.minimum((p * _BINS).astype(int), _BINS - 1)
+    gaps = np.abs(np.bincount(place, weights=p - truth, minlength=_BINS))
+    base = float(truth.mean())
+    return [
+        {"measure": "calibration_error", "value": float(gaps.sum() / len(p))},
+        {"measure": "brier", "value": float(np.mean(np.square(p - truth))), "chance": base * (1 - base)},
+    ]
 
 
 def _tokens(folder: ResultsFolder, scores: pd.DataFrame) -> list[dict[str, Any]]:
@@ -213,15 +241,19 @@ def sections(frame: pd.DataFrame) -> list[Section]:
     """Return the tables of :func:`calibration` that people look at.
 
     Where a role's scores have no value for some latents, its own number of latents is in the frame, and the table has the
-    greatest.
+    greatest. Where scorer, judge and prompt do not tell variants apart, their digests do.
     """
     ranked = frame[frame["measure"] == "auroc"]
     roles = [role for role in ROLES if role in set(ranked["role"])]
-    head = ["scorer", "judge", "prompt", "metric", "negatives"]
+    names = ["scorer", "judge", "prompt"]
+    if (frame.groupby(names, dropna=False)["variant"].nunique() > 1).any():
+        names.append("variant")
+    head = [*names, "metric", "negatives"]
     found = [
         Section(
             "True explanations against the others",
-            "AUROC over latents, with its 95% interval. 1: every true explanation scores above every other; 0.5: no telling.",
+            "AUROC over latents, with its 95% interval. 1: every true explanation scores above every other; 0.5: no telling. "
+            + _RANK,
             [[*head, "latents", *roles], *_ranked(ranked[ranked["family"] == "all"], head, roles)],
         )
     ]
@@ -229,7 +261,8 @@ def sections(frame: pd.DataFrame) -> list[Section]:
     found.append(
         Section(
             "How often the true explanation wins",
-            "Share of latents whose true explanation scores above their other one, ties counted half, with its 95% interval.",
+            "Share of latents whose true explanation scores above their other one, ties counted half, with its 95% interval. "
+            + _RANK,
             [[*head, "latents", *roles], *_ranked(won, head, roles)],
         )
     )
@@ -261,17 +294,24 @@ def sections(frame: pd.DataFrame) -> list[Section]:
             [[*head, *wanted.values(), "chance"], *lines],
         )
     )
-    wanted = {"calibration_error": "calibration error", "brier": "Brier score", "tokens": "tokens per explanation"}
     lines = []
-    for key, rows in frame[frame["measure"].isin(wanted)].groupby([*head[:3], "variant"], sort=False):
-        value = dict(zip(rows["measure"], rows["value"], strict=True))
-        cells = [f"{value[n]:.0f}" if n == "tokens" else f"{value[n]:.3f}" if n in value else "-" for n in wanted]
-        lines.append([*map(str, key[:3]), *cells])
-    found.append(
-        Section(
-            "Judges", "Probabilities against what is active, under true explanations.", [[*head[:3], *wanted.values()], *lines]
-        )
+    judged = frame[frame["measure"].isin(["calibration_error", "brier", "tokens"])]
+    for _, rows in judged.groupby(["scorer", "judge", "prompt", "variant"], sort=False):
+        tokens = "".join(f"{value:.0f}" for value in rows[rows["measure"] == "tokens"]["value"])
+        named = [str(rows.iloc[0][name]) for name in names]
+        stated = rows[rows["measure"] != "tokens"]
+        for negatives, group in stated.groupby("negatives", sort=False):
+            by = group.set_index("measure")
+            error, brier = by["value"]["calibration_error"], by.loc["brier"]
+            lines.append([*named, str(negatives), f"{error:.3f}", f"{brier['value']:.3f}", f"{brier['chance']:.3f}", tokens])
+        if not len(stated):
+            lines.append([*named, "-", "-", "-", "-", tokens])
+    note = (
+        "Probabilities against what is active, under true explanations, positives with each source of negatives apart. "
+        "By chance: the Brier score of always stating the share of active examples."
     )
+    header = [*names, "negatives", "calibration error", "Brier score", "by chance", "tokens per explanation"]
+    found.append(Section("Judges", note, [header, *lines]))
     return found
 
 
@@ -315,16 +355,19 @@ def _noise_sections(frame: pd.DataFrame, head: list[str]) -> list[Section]:
 
 
 def _text(row: Any) -> str:
+    undefined = f" ({row['num_undefined']:.0f} undefined)" if row["num_undefined"] > 0 else ""
     if pd.isna(row["ci_low"]) or pd.isna(row["ci_high"]):
-        return f"{row['value']:.3f}"
-    return f"{row['value']:.3f} [{row['ci_low']:.3f}, {row['ci_high']:.3f}]"
+        return f"{row['value']:.3f}{undefined}"
+    return f"{row['value']:.3f} [{row['ci_low']:.3f}, {row['ci_high']:.3f}]{undefined}"
 
 
 def text_of(found: list[Section]) -> str:
     """Return the tables for a terminal."""
     parts = []
     for section in found:
-        numeric = {i for i, cell in enumerate(section.rows[0]) if i > 2 and cell not in ("metric", "negatives", "prompt")}
+        numeric = {
+            i for i, cell in enumerate(section.rows[0]) if i > 2 and cell not in ("metric", "negatives", "prompt", "variant")
+        }
         parts.append("\n".join([section.title, section.note, "", *table(section.rows, right=numeric)]))
     return "\n\n".join(parts) + "\n"
 
