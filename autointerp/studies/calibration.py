@@ -8,6 +8,9 @@ scorer, judge, prompt and settings form a variant. Measures:
   correlation that is `undefined` since the predictions are all equal ranks below every value; ``num_undefined`` counts these.
 - ``level``: mean score of true explanations at one level of noise; ``spearman``: between share of noise and score, over levels.
 - ``shuffled``, ``shuffled_mean``: median and mean score under another latent's explanation, with the chance level.
+- ``shuffled_chance``: what the median of correlations is by chance, and where 95% of such medians lie. Each latent's
+  predictions are shifted round its windows: they keep their number and their clusters and lose their places. The mean over all
+  shifts is 0, and the median lies below, for rare predictions and rare activations mostly miss each other, and seldom meet.
 - ``calibration_error``: mean distance between stated probability and share of active examples in ten bins; ``brier``: mean
   squared distance of the probabilities, ``chance`` that of a judge who always states the share of active examples. Positives
   with each source of negatives apart, true explanations only; for judges that state probabilities.
@@ -26,12 +29,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from autointerp.digest import digest, short
+from autointerp import tables
+from autointerp.digest import digest, generator, short
 from autointerp.errors import InputError
 from autointerp.reports import svg
 from autointerp.reports.terminal import table
 from autointerp.reports.write import write_page
-from autointerp.results.folder import ResultsFolder
+from autointerp.results.folder import Method, ResultsFolder
 from autointerp.results.load import load_scores, load_verdicts
 from autointerp.results.write import read_markers
 from autointerp.stats import Interval, auroc, auroc_newcombe, mean_t, median_order, wilson
@@ -46,6 +50,8 @@ COLUMNS = [
 FILE = "calibration.parquet"
 _VARIANT = ["scorer", "judge", "prompt", "variant", "negatives", "metric"]
 _BINS = 10
+_DRAWS = 2000
+"""Medians by chance."""
 _RANK = "A score that is undefined since all predictions are equal ranks below every other."
 
 
@@ -72,6 +78,7 @@ def calibration(results: Path | str) -> pd.DataFrame:
             *_retest(plain, repeated[repeated["control"] == ""], shared),
         ]
         rows += [{**shared, **measure} for measure in measures]
+    rows += _with_chance(rows, list(_by_chance(folder, scores)))
     rows += _probabilities(folder, scores)
     rows += _tokens(folder, scores)
     return pd.DataFrame(rows, columns=COLUMNS)
@@ -94,7 +101,7 @@ def _scores(folder: ResultsFolder, planted: dict[str, Any]) -> pd.DataFrame:
     )
 
 
-def _variant(method: Any) -> tuple[str, str]:
+def _variant(method: Method) -> tuple[str, str]:
     """Return the prompt, and all that decides a scorer's answers, as short digests.
 
     Not what it grades, and not the seed of its examples: the repeated measurement differs in that alone.
@@ -157,13 +164,66 @@ def _spearman(x: pd.Series, y: pd.Series) -> float:
 
 
 def _shuffled(rows: pd.DataFrame) -> Iterator[dict[str, Any]]:
-    values = rows[rows["coder"] == EXACT]["value"].dropna().to_numpy(float)
+    rows = rows[rows["coder"] == EXACT]
+    values = rows["value"].dropna().to_numpy(float)
     if len(values):
         chance = rows["chance"].dropna()
-        shared = {"family": "all", "role": "true", "num_latents": len(values)}
+        num_undefined = int(_is_undefined(rows).sum())
+        shared = {"family": "all", "role": "true", "num_latents": len(values), "num_undefined": num_undefined}
         shared["chance"] = float(chance.iloc[0]) if len(chance) else None
         yield {"measure": "shuffled", **shared, **_interval(median_order(values))}
         yield {"measure": "shuffled_mean", **shared, **_interval(mean_t(values))}
+
+
+def _by_chance(folder: ResultsFolder, scores: pd.DataFrame) -> Iterator[dict[str, Any]]:
+    """Yield ``shuffled_chance`` of every variant that is a correlation."""
+    methods = {method.id: method for method in folder.methods("score")}
+    rows = scores[(scores["control"] == "shuffled") & (scores["metric"] == "correlation") & (scores["coder"] == EXACT)]
+    rows = rows[rows["value"].notna()]
+    for scorer_id, of_scorer in rows.groupby("scorer_id"):
+        verdicts = _predictions(folder, methods[scorer_id])
+        for key, group in of_scorer.groupby(_VARIANT, dropna=False):
+            shared = dict(zip(_VARIANT, key, strict=True))
+            found = []
+            for latent in sorted(group["latent"]):
+                own = verdicts[verdicts["latent"] == latent]
+                own = own[own["truth"].astype(bool) | (own["source"] == shared["negatives"])]
+                by_shift = shifted_correlations(np.concatenate(list(own["truths"])), np.concatenate(list(own["answers"])))
+                found.append(generator("chance of a median", latent).choice(by_shift, _DRAWS))
+            medians = np.median(np.stack(found), axis=0)
+            low, high = np.quantile(medians, [0.025, 0.975])
+            interval = Interval(value=float(medians.mean()), low=float(low), high=float(high), method="shifted_predictions")
+            shared |= {"measure": "shuffled_chance", "family": "all", "role": "true", "num_latents": len(found)}
+            yield {**shared, **_interval(interval)}
+
+
+def _predictions(folder: ResultsFolder, method: Method) -> pd.DataFrame:
+    """Return the answered verdicts of one method without noise, as they were asked, with truths and answers of each token."""
+    columns = ["coder", "latent", "example_idx", "source", "truth", "truths", "answers", "status"]
+    paths = sorted(folder.table("verdicts", method, 0).parent.glob("[!.]*.parquet"))
+    frame = pd.concat([tables.read_parquet(path, columns=columns).to_pandas() for path in paths], ignore_index=True)
+    frame = frame[(frame["status"] == "ok") & (frame["coder"] == EXACT)]
+    return frame.sort_values(["latent", "example_idx"], kind="stable")
+
+
+def shifted_correlations(truths: np.ndarray, answers: np.ndarray) -> np.ndarray:
+    """Return Pearson's correlation of truths and answers shifted round by 0, 1, ... tokens, without tokens that have no answer.
+
+    Neither side may be constant.
+    """
+    known = ~np.isnan(answers.astype(float))
+    a, b = truths[known].astype(float), answers[known].astype(float)
+    a, b = (a - a.mean()) / a.std(), (b - b.mean()) / b.std()
+    return np.asarray(np.fft.irfft(np.fft.rfft(a) * np.conj(np.fft.rfft(b)), n=len(a)) / len(a))
+
+
+def _with_chance(rows: Sequence[dict[str, Any]], chances: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Give the medians their chance level; return `chances`."""
+    level = {tuple(row[name] for name in _VARIANT): row["value"] for row in chances}
+    for row in rows:
+        if row["measure"] == "shuffled":
+            row["chance"] = level.get(tuple(row[name] for name in _VARIANT), row["chance"])
+    return chances
 
 
 def _retest(rows: pd.DataFrame, repeated: pd.DataFrame, shared: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -279,21 +339,23 @@ def sections(frame: pd.DataFrame) -> list[Section]:
             )
         )
     found += _noise_sections(frame, head)
-    wanted = {"shuffled": "shuffled: median", "shuffled_mean": "mean", "retest_sd": "SD of a measurement"}
+    wanted = ["shuffled", "shuffled_mean", "retest_sd"]
     lines = []
-    for key, rows in frame[frame["measure"].isin(wanted)].groupby(_VARIANT, sort=False):
+    for key, rows in frame[frame["measure"].isin([*wanted, "shuffled_chance"])].groupby(_VARIANT, sort=False):
         named = dict(zip(_VARIANT, key, strict=True))
         by = rows.set_index("measure")
-        chance = by["chance"].get("shuffled")
         cells = [_text(by.loc[name]) if name in by.index else "-" for name in wanted]
-        lines.append([*(str(named[name]) for name in head), *cells, "-" if pd.isna(chance) else f"{chance:g}"])
-    found.append(
-        Section(
-            "Control and spread",
-            "Median and mean score under another latent's explanation; SD of a score, from two measurements.",
-            [[*head, *wanted.values(), "chance"], *lines],
-        )
+        chance = by["chance"].get("shuffled_mean")
+        by_chance = ["-" if pd.isna(chance) else f"{chance:g}"] * 2
+        if "shuffled_chance" in by.index:
+            by_chance[0] = _text(by.loc["shuffled_chance"])
+        lines.append([*(str(named[name]) for name in head), cells[0], by_chance[0], cells[1], by_chance[1], cells[2]])
+    note = (
+        "Median and mean score under another latent's explanation, each with what it is by chance; SD of a score, from two "
+        "measurements. By chance the mean of correlations is 0 and their median below it, for they are skewed."
     )
+    header = [*head, "shuffled: median", "by chance", "shuffled: mean", "by chance", "SD of a measurement"]
+    found.append(Section("Control and spread", note, [header, *lines]))
     lines = []
     judged = frame[frame["measure"].isin(["calibration_error", "brier", "tokens"])]
     for _, rows in judged.groupby(["scorer", "judge", "prompt", "variant"], sort=False):

@@ -77,6 +77,37 @@ def test_spread_of_one_measurement_from_two():
         assert list(study._retest(rows_of(one), pd.concat([again, another]), keys)) == [found], name
 
 
+def test_correlations_by_chance_are_those_of_shifted_predictions():
+    random = np.random.default_rng(0)
+    truths, answers = random.random(40), 10.0 * (random.random(40) < 0.2)
+    found = study.shifted_correlations(truths, answers)
+    assert found == pytest.approx([np.corrcoef(truths, np.roll(answers, k))[0, 1] for k in range(40)])
+    assert found.mean() == pytest.approx(0)
+    gaps = np.insert(answers, [3, 17], np.nan), np.insert(truths, [3, 17], 99.0)
+    assert study.shifted_correlations(gaps[1], gaps[0]) == pytest.approx(found), "a token without an answer takes no part"
+
+
+def test_a_median_of_correlations_has_its_chance_level(monkeypatch):
+    """Two active tokens and one predicted elsewhere: 98 of 100 shifts miss, and the median is what a miss gives."""
+    truths, answers = np.zeros((2, 100))
+    truths[[3, 50]], answers[10] = 1, 10
+    one = {"truth": True, "source": "positive", "truths": truths[:60], "answers": answers[:60]}
+    two = {"truth": False, "source": "random", "truths": truths[60:], "answers": answers[60:]}
+    other = {"truth": False, "source": "same_token", "truths": truths[:9], "answers": answers[:9] + 5}
+    verdicts = pd.DataFrame([{"latent": latent, **row} for latent in range(9) for row in (one, two, other)])
+    monkeypatch.setattr(study, "_predictions", lambda folder, method: verdicts)
+    keys = {**dict.fromkeys(study._VARIANT, "x"), "negatives": "random", "metric": "correlation"}
+    scores = rows_of([-0.1] * 9).assign(**keys, control="shuffled", scorer_id="i")
+    folder = SimpleNamespace(methods=lambda stage: [SimpleNamespace(id="i")])
+    [found] = study._by_chance(folder, scores)
+    missed = np.corrcoef(truths, answers)[0, 1]
+    assert (found["value"], found["ci_low"], found["ci_high"]) == pytest.approx((missed,) * 3) and missed < 0
+    assert (found["measure"], found["negatives"], found["num_latents"]) == ("shuffled_chance", "random", 9)
+    rows = [{**keys, "measure": "shuffled", "chance": 0.0}, {**keys, "scorer": "y", "measure": "shuffled", "chance": 0.5}]
+    assert study._with_chance(rows, [found]) == [found]
+    assert [row["chance"] for row in rows] == [found["value"], 0.5]
+
+
 def test_what_names_a_variant():
     def named(*, seed=0, count=50, judge=None, embedder=None, explainer="e"):
         identity = {"scorer": "s", "settings": {}, "judge": judge, "embedder": embedder, "explainer_id": explainer}
