@@ -360,14 +360,14 @@ def sections(frame: pd.DataFrame) -> list[Section]:
     judged = frame[frame["measure"].isin(["calibration_error", "brier", "tokens"])]
     for _, rows in judged.groupby(["scorer", "judge", "prompt", "variant"], sort=False):
         tokens = "".join(f"{value:.0f}" for value in rows[rows["measure"] == "tokens"]["value"])
-        named = [str(rows.iloc[0][name]) for name in names]
+        first = [str(rows.iloc[0][name]) for name in names]
         stated = rows[rows["measure"] != "tokens"]
         for negatives, group in stated.groupby("negatives", sort=False):
             by = group.set_index("measure")
             error, brier = by["value"]["calibration_error"], by.loc["brier"]
-            lines.append([*named, str(negatives), f"{error:.3f}", f"{brier['value']:.3f}", f"{brier['chance']:.3f}", tokens])
+            lines.append([*first, str(negatives), f"{error:.3f}", f"{brier['value']:.3f}", f"{brier['chance']:.3f}", tokens])
         if not len(stated):
-            lines.append([*named, "-", "-", "-", "-", tokens])
+            lines.append([*first, "-", "-", "-", "-", tokens])
     note = (
         "Probabilities against what is active, under true explanations, positives with each source of negatives apart. "
         "By chance: the Brier score of always stating the share of active examples."
@@ -461,7 +461,7 @@ def write_calibration(results: Path | str) -> tuple[pd.DataFrame, Path]:
 
 def _plots(frame: pd.DataFrame) -> Iterator[dict[str, Any]]:
     """Yield score against noise, a plot for each kind of noise and metric: metrics differ in what chance gives."""
-    chances = frame[frame["measure"] == "shuffled"].groupby("metric")["chance"].first()
+    chances = frame[frame["measure"] == "shuffled_mean"].groupby("metric")["chance"].first()
     for (kind, metric), levels in frame[frame["measure"] == "level"].groupby(["noise", "metric"], sort=False):
         shares = sorted(levels["share"].unique())
         # Every scorer has random negatives, so with them all are seen before any is seen twice.
