@@ -181,7 +181,7 @@ def _by_chance(folder: ResultsFolder, scores: pd.DataFrame) -> Iterator[dict[str
     rows = scores[(scores["control"] == "shuffled") & (scores["metric"] == "correlation") & (scores["coder"] == EXACT)]
     rows = rows[rows["value"].notna()]
     for scorer_id, of_scorer in rows.groupby("scorer_id"):
-        verdicts = _predictions(folder, methods[scorer_id])
+        verdicts = _predictions(folder, methods[str(scorer_id)])
         for key, group in of_scorer.groupby(_VARIANT, dropna=False):
             shared = dict(zip(_VARIANT, key, strict=True))
             found = []
@@ -201,7 +201,9 @@ def _predictions(folder: ResultsFolder, method: Method) -> pd.DataFrame:
     """Return the answered verdicts of one method without noise, as they were asked, with truths and answers of each token."""
     columns = ["coder", "latent", "example_idx", "source", "truth", "truths", "answers", "status"]
     paths = sorted(folder.table("verdicts", method, 0).parent.glob("[!.]*.parquet"))
-    frame = pd.concat([tables.read_parquet(path, columns=columns).to_pandas() for path in paths], ignore_index=True)
+    frame: pd.DataFrame = pd.concat(
+        [tables.read_parquet(path, columns=columns).to_pandas() for path in paths], ignore_index=True
+    )
     frame = frame[(frame["status"] == "ok") & (frame["coder"] == EXACT)]
     return frame.sort_values(["latent", "example_idx"], kind="stable")
 
