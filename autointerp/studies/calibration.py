@@ -249,7 +249,8 @@ def _probabilities(folder: ResultsFolder, scores: pd.DataFrame) -> list[dict[str
         variant = {name: kept[name].get(scorer_id) for name in ("scorer", "judge", "prompt", "variant")}
         is_active = group["truth"].astype(bool)
         for source in sorted(set(group.loc[~is_active, "source"])):
-            of_source = group[is_active | (group["source"] == source)]
+            with_source = group["latent"].isin(group.loc[group["source"] == source, "latent"])
+            of_source = group[(is_active & with_source) | (group["source"] == source)]
             shared = {**variant, "negatives": source, "metric": "probability", "family": "all", "role": "true"}
             shared["num_latents"] = of_source["latent"].nunique()
             found = _calibrated(of_source["probability"].to_numpy(float), of_source["truth"].to_numpy(float))

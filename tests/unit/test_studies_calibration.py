@@ -126,6 +126,9 @@ def test_probabilities_are_held_against_each_source_of_negatives_apart(monkeypat
     verdicts = pd.DataFrame(rows, columns=["source", "truth", "probability"]).assign(
         coder="exact", scorer_id="i", control=None, status="ok", latent=0
     )
+    # A latent that has none of a source takes no part there.
+    alone = verdicts.iloc[:3].assign(latent=1)
+    verdicts = pd.concat([verdicts, alone[alone["truth"]]], ignore_index=True)
     monkeypatch.setattr(study, "load_verdicts", lambda path, columns: verdicts[columns])
     kept = rows_of([1.0]).assign(scorer_id="i", scorer="s", judge="j", prompt="-", variant="v")
     found = study._probabilities(SimpleNamespace(path="x"), kept)
