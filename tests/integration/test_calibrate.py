@@ -158,10 +158,11 @@ def test_a_judge_that_always_says_yes_ranks_nothing(study, caplog):
     found = measure(frame, "auroc", judge="always-yes", family="all")
     assert set(found["role"]) == set(ROLES) - {"true"} and (found["value"] == 0.5).all()
     assert set(measure(frame, "auroc", scorer="detection")["judge"]) == {"rule", "always-yes"}
-    # Right of the positives, certain and wrong of the negatives, half of what was asked with each source.
-    for name in ("calibration_error", "brier"):
-        values = measure(frame, name, judge="always-yes")["value"]
-        assert len(values) == 3 and values.between(0.4, 0.6).all()
+    # Right of the positives, certain and wrong of the negatives: both measures are the share of negatives, source by source.
+    error, brier = (measure(frame, name, judge="always-yes").set_index("negatives") for name in ("calibration_error", "brier"))
+    assert len(brier) == 3 and error["value"].to_dict() == pytest.approx(brier["value"].to_dict())
+    assert (brier["value"] * (1 - brier["value"])).to_dict() == pytest.approx(brier["chance"].to_dict())
+    assert brier["value"]["random"] == pytest.approx(0.5, abs=0.05)
     tokens = measure(frame, "tokens", judge="always-yes")["value"]
     assert len(tokens) == 2 and (tokens > 1000).all() and (measure(frame, "tokens", judge="rule")["value"] == 0).all()
     assert measure(frame, "auroc", judge="always-yes")["prompt"].str.fullmatch(r"[0-9a-f]{8}").all()
