@@ -23,6 +23,7 @@ from autointerp.embed import open_embedder
 from autointerp.errors import ConfigError, IdentityError
 from autointerp.examples.negatives import NEGATIVES
 from autointerp.examples.selection import SelectionConfig
+from autointerp.jobs.control_gaps import gaps
 from autointerp.jobs.explain import wanted_latents
 from autointerp.jobs.methods import build_scorer, check_needs, missing
 from autointerp.jobs.plan import Plan, read_plan
@@ -40,6 +41,7 @@ from autointerp.jobs.score_controls import (
 )
 from autointerp.jobs.session import (
     Control,
+    SampleSize,
     Source,
     StageConfig,
     StoreSource,
@@ -86,8 +88,9 @@ class ScoreConfig(StageConfig):
     """Settings of scorers, by the names in `scorers`."""
     controls: tuple[Control, ...] = ()
     """Controls to run beside the scorers: ``shuffled``, ``generic``, ``lexical``; see `jobs.score_controls`."""
-    control_latents: int | None = Field(default=200, ge=1, json_schema_extra=RUNTIME)
-    """``generic`` and ``lexical`` are run on those planned latents that ``random:N`` names, for N of this; None = on all."""
+    control_latents: SampleSize = Field(default=200, json_schema_extra=RUNTIME)
+    """``generic`` and ``lexical`` are run on those planned latents that ``random:N`` names, for N of this; None or ``all`` = on
+    all."""
     selection: SelectionConfig | None = None
     """Which examples are scored; None = as explained. Only counts and sources of scored examples may differ from that."""
 
@@ -229,14 +232,19 @@ async def score_from(
     for scorer in scorers:
         for control in (None, *controls_for(config.controls, explainer, scorer)):
             judged = control_scorer(scorer, control)
-            method = score_method(source, explainer, judged, engine, control, embedder=embedder, sample=chosen)
+            method = score_method(source, explainer, scorer, engine, control, embedder=embedder, sample=chosen)
             works.append(ScoreWork(source, judged, method, explanations, embedder, sample if control in SAMPLED else None))
     for work in works:
         folder.register(work.method)
+        folder.record_sample(work.method)
     folder.record_run("score", describe_run("score", config))
+    run_on_sample = {work.method.control for work in works if work.method.control in SAMPLED}
+    notes = sample_gaps(config, source, plan, scope, run_on_sample)
+    for note in notes:
+        logger.warning("%s", note)
     leases = Leases(folder.leases, expiry_s=config.lease_expiry_s)
     try:
-        return await run_works(
+        report = await run_works(
             config,
             folder,
             works,
@@ -248,8 +256,19 @@ async def score_from(
             progress=progress,
             stop=stop,
         )
+        return replace(report, notes=notes)
     finally:
         leases.close()
+
+
+def sample_gaps(
+    config: ScoreConfig, source: Source, plan: Plan, scope: Mapping[str, np.ndarray] | None, controls: Iterable[str | None]
+) -> tuple[str, ...]:
+    """Return a sentence on each coder of which the sampled ones among `controls` are run on fewer latents than could be."""
+    planned = plan.latents(plan.coders, only_requested=True)
+    wanted = planned if scope is None else {c: np.intersect1d(scope[c], planned[c]) for c in planned if c in scope}
+    names = [control for control in controls if control in SAMPLED]
+    return gaps(names, wanted, map(source.statistics, wanted), config.control_latents, seed=source.selection.seed)
 
 
 def score_method(
@@ -265,8 +284,12 @@ def score_method(
     """Return the identity of a scorer: itself, its judge or embedder, what it grades, its examples, and the control.
 
     One that needs no explanation has no part in the explainer: its rows lie under ``latent``, the same for every explainer.
-    `sample`: latents of each coder that a sampled control is run on; recorded, and no part of the identity.
+    Under a control it holds the scorer's own identity, so that each scorer's controls are apart from those of its other
+    settings and judges, even where rules judge both. `sample`: latents of each coder that a sampled control is run on;
+    recorded, and no part of the identity.
     """
+    base = score_method(source, explainer, scorer, engine, None, embedder=embedder).id if control is not None else None
+    scorer = control_scorer(scorer, control)
     judge = engine if scorer.needs.engine else None
     embeds = embedder.id if scorer.needs.embedder and embedder is not None else None
     recorded = {}
@@ -277,6 +300,7 @@ def score_method(
         name=scorer.name,
         model=judge.id.model if judge is not None else embeds or "rule",
         control=control,
+        control_of=base,
         explainer=explainer.label if scorer.needs.explanation else LATENT,
         identity={
             **({"explainer_id": explainer.id} if scorer.needs.explanation else {}),
@@ -285,6 +309,7 @@ def score_method(
             "settings": dict(scorer.identity()),
             "judge": engine_identity(judge),
             "control": control,
+            **({"control_of": base} if base is not None else {}),
             "selection": selection_digest(source.selection),
             **control_identity(control),
         },
@@ -408,7 +433,14 @@ class ScoreWork:
         return ShardRows(
             verdicts=[replace(verdict, **filled) for verdict in result.verdicts],
             scores=[
-                replace(score, **filled, selection_id=latent.selection_id, explainer=self._explainer) for score in result.scores
+                replace(
+                    score,
+                    **filled,
+                    base_id=self.method.base_id,
+                    selection_id=latent.selection_id,
+                    explainer=self._explainer,
+                )
+                for score in result.scores
             ],
         )
 
@@ -430,6 +462,7 @@ class ScoreWork:
             explanation_id=row.explanation_id if row is not None else "",
             scorer=self.method.name,
             scorer_id=self.method.id,
+            base_id=self.method.base_id,
             selection_id=latent.selection_id,
             control=self.method.control,
             judge=self.method.model,
