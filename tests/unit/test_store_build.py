@@ -437,7 +437,7 @@ def test_streamed_summary_equals_the_one_in_memory():
     values = rng.normal(size=5_000).astype(np.float32) * rng.choice([1e-30, 1.0, 1e30], 5_000).astype(np.float32)
     whole = summarise(np.zeros(5_000, np.int64), positions, values, num_latents=1, ctx_len=CTX_LEN)
     blocks = [(positions[at : at + 617], values[at : at + 617]) for at in range(0, 5_000, 617)]
-    streamed = summarise_stream(lambda: blocks, ctx_len=CTX_LEN)
+    streamed = summarise_stream(blocks, lambda: blocks, ctx_len=CTX_LEN)
     assert streamed.count == whole.count and streamed.num_contexts == whole.num_contexts
     assert (streamed.minhash == whole.minhash).all()
     for name in whole.floats:
@@ -474,7 +474,7 @@ def test_disk_full_is_one_sentence_and_the_build_goes_on(tmp_path, monkeypatch):
 
 def test_disk_plan(tmp_path):
     plan = plan_disk(1_000_000, {"a": 32, "b": 64})
-    assert plan.spill_bytes == 96 * 3_700_000 and plan.final_bytes == 96 * 3_100_000 + 4_000_000
+    assert plan.spill_bytes == 96 * 3_700_000 and plan.final_bytes == 96 * 3_100_000 + 10_000_000
     assert plan.spill_bytes < plan.peak_bytes < plan.spill_bytes + plan.final_bytes
     added = plan_disk(1_000_000, {"a": 32}, has_corpus=True)
     assert added.final_bytes == 32 * 3_100_000 and added.peak_bytes == 32 * 6_800_000
