@@ -108,7 +108,7 @@ class _Source(ABC):
 
     @abstractmethod
     def _others(self, low: int, high: int) -> np.ndarray:
-        """Return the latents that fire on the positions of activations low..high-1, position by position; asked for in order."""
+        """Return the latents on the positions of activations low..high-1, position by position; asked for in order."""
 
     def counts(self, first: int, stop: int) -> Iterator[_Both]:
         """Yield how often each of latents first..stop-1 fires together with each latent that it ever does with."""

@@ -114,7 +114,8 @@ def _cheapest(sources: Sequence[Source], limit: int) -> tuple[int, int]:
     last -= edges[last] - edges[:-1] > limit
     num_files = edges[last] - edges[:-1]
     rows = np.cumsum([0, *(source.num_rows for source in sources)])
-    cost = np.where(num_files > 1, (rows[edges[last]] - rows[edges[:-1]]) / np.maximum(num_files - 1, 1), np.inf)
+    fewer = np.minimum(num_files - 1, len(sources) - limit)  # more than is needed counts for nothing
+    cost = np.where(fewer > 0, (rows[edges[last]] - rows[edges[:-1]]) / np.maximum(fewer, 1), np.inf)
     best = int(cost.argmin())
     return int(edges[best]), int(edges[last[best]])
 

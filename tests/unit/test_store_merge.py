@@ -60,13 +60,11 @@ def assert_equal(path, other):
 
 
 @pytest.mark.parametrize("values", ["plain", "extreme"])
-@pytest.mark.parametrize("buffer_rows", [1 << 10, 100], ids=["a file each", "several files each"])
-@pytest.mark.parametrize("contexts_per_run", [1, 20, 60])
+@pytest.mark.parametrize(("contexts_per_run", "buffer_rows"), [(1, 1 << 10), (20, 100), (40, 100)])
 def test_any_number_of_runs_gives_the_same_store(tmp_path, small, monkeypatch, contexts_per_run, buffer_rows, values):
-    if contexts_per_run == 1 and buffer_rows == 100:
-        pytest.skip("runs of one context fit")
-    corpus = Corpus(60, values=values)
-    build(tmp_path / "large", corpus, contexts_per_run=60, **OPTIONS | {"memory_budget_bytes": 1 << 30})
+    """One file for each run, several for each, and so many for one that they are merged by themselves."""
+    corpus = Corpus(40, values=values)
+    build(tmp_path / "large", corpus, contexts_per_run=40, **OPTIONS | {"memory_budget_bytes": 1 << 30})
     monkeypatch.setattr("autointerp.store.runs.MIN_BUFFER_ROWS", buffer_rows)
     build(tmp_path / "small", corpus, contexts_per_run=contexts_per_run, **OPTIONS)
     assert_equal(tmp_path / "small", tmp_path / "large")
@@ -74,7 +72,7 @@ def test_any_number_of_runs_gives_the_same_store(tmp_path, small, monkeypatch, c
 
 
 def test_each_row_group_is_decoded_once_and_few_are_held(tmp_path, small, decoded, monkeypatch):
-    corpus, files, held = Corpus(60), {}, []
+    corpus, files, held = Corpus(40), {}, []
     real = merge._read
 
     def read(file, *args, **options):
@@ -90,7 +88,7 @@ def test_each_row_group_is_decoded_once_and_few_are_held(tmp_path, small, decode
         files.clear()
         held.clear()
         store = build(tmp_path / f"{contexts_per_run}", corpus, contexts_per_run=contexts_per_run, **OPTIONS)
-        assert store.manifest.provenance["num_runs"] == 60 // contexts_per_run
+        assert store.manifest.provenance["num_runs"] == 40 // contexts_per_run
         # Once to count and once to merge, again for each time that files are merged beforehand.
         assert 2 * total <= decoded[0] <= 2 * (1 + passes) * total
         assert 0 < max(held) <= max_files(1) * GROUP_ROWS
@@ -119,37 +117,39 @@ def test_as_few_rows_as_possible_are_merged_beforehand():
     assert _cheapest(several[:4], 2) == (1, 3)  # unless they are too many
 
 
-@pytest.mark.parametrize("stop_at", [1, 2, 9, 30, 60, 80, 100, 140])
-@pytest.mark.parametrize("came_back", [False, True])
-def test_a_merge_that_is_stopped_goes_on(tmp_path, small, stop_at, came_back):
-    """`came_back`: also the files that were merged are there still, as after a kill before they were removed."""
-    corpus = Corpus(25)
-    options = {"contexts_per_run": 1, **OPTIONS}
-    whole = build(tmp_path / "whole", corpus, **options).path
-    path, saved, polls = tmp_path / "store", tmp_path / "saved", []
+def test_a_merge_that_is_stopped_goes_on(tmp_path, small):
+    """Every other time the files that were merged are there still, as after a kill before they were removed."""
+    corpus, options, polls = Corpus(20), {"contexts_per_run": 1, **OPTIONS}, [0]
 
     def poll():
-        polls.append(1)
-        if len(polls) == stop_at:
+        polls[0] += 1
+        if polls[0] == stop_at:
             raise Interrupted("stopped by SIGTERM")
 
-    build(path, corpus, stop=25, **options)
-    with writer_at(path, CODERS, **options) as writer:
+    stop_at = 1
+    with writer_at(tmp_path / "spilled", CODERS, **options) as writer, pytest.raises(Interrupted):
         corpus.feed(writer)
-        writer.close_run()
-        shutil.copytree(path / "building/runs", saved)
-        with pytest.raises(Interrupted):
+        writer.finish(poll)
+    with writer_at(shutil.copytree(tmp_path / "spilled", tmp_path / "whole"), CODERS, **options) as writer:
+        writer.finish(poll)
+    whole, num_polls = tree(tmp_path / "whole"), polls[0] - 1
+    assert num_polls > 80
+    for number, stop_at in enumerate(np.linspace(2, num_polls, 7).astype(int).tolist()):
+        path, polls[0] = shutil.copytree(tmp_path / "spilled", tmp_path / str(stop_at)), 0
+        with writer_at(path, CODERS, **options) as writer, pytest.raises(Interrupted):
             writer.finish(poll)
-    assert len(polls) == stop_at and not list(path.rglob(".tmp*"))
-    if came_back:
-        shutil.copytree(saved, path / "building/runs", dirs_exist_ok=True)
-    build(path, corpus, **options)
-    assert tree(path) == tree(whole)
+        assert polls[0] == stop_at and not list(path.rglob(".tmp*"))
+        if number % 2:
+            for folder in (path / "building/runs").glob("*/"):
+                shutil.copytree(tmp_path / "spilled/building/runs" / folder.name, folder, dirs_exist_ok=True)
+        with writer_at(path, CODERS, **options) as writer:
+            writer.finish()
+        assert tree(path) == whole
 
 
 def test_a_damaged_file_of_merged_runs_is_told(tmp_path, small):
-    corpus, path, options = Corpus(25), tmp_path / "store", {"contexts_per_run": 1, **OPTIONS}
-    build(path, corpus, stop=25, **options)
+    corpus, path, options = Corpus(12), tmp_path / "store", {"contexts_per_run": 1, **OPTIONS}
+    build(path, corpus, stop=12, **options)
 
     def poll():
         if list((path / "building/runs").rglob("merged-*")):
