@@ -225,6 +225,8 @@ class Score:
     explanation_id: str
     scorer: str
     scorer_id: str
+    base_id: str = ""
+    """`scorer_id` of the scorer itself: of this row's own, or under a control of the scorer that the control is of."""
     selection_id: str
     control: str | None
     judge: str

@@ -232,7 +232,7 @@ async def score_from(
     for scorer in scorers:
         for control in (None, *controls_for(config.controls, explainer, scorer)):
             judged = control_scorer(scorer, control)
-            method = score_method(source, explainer, judged, engine, control, embedder=embedder, sample=chosen)
+            method = score_method(source, explainer, scorer, engine, control, embedder=embedder, sample=chosen)
             works.append(ScoreWork(source, judged, method, explanations, embedder, sample if control in SAMPLED else None))
     for work in works:
         folder.register(work.method)
@@ -284,8 +284,12 @@ def score_method(
     """Return the identity of a scorer: itself, its judge or embedder, what it grades, its examples, and the control.
 
     One that needs no explanation has no part in the explainer: its rows lie under ``latent``, the same for every explainer.
-    `sample`: latents of each coder that a sampled control is run on; recorded, and no part of the identity.
+    Under a control it holds the scorer's own identity, so that each scorer's controls are apart from those of its other
+    settings and judges, even where rules judge both. `sample`: latents of each coder that a sampled control is run on;
+    recorded, and no part of the identity.
     """
+    base = score_method(source, explainer, scorer, engine, None, embedder=embedder).id if control is not None else None
+    scorer = control_scorer(scorer, control)
     judge = engine if scorer.needs.engine else None
     embeds = embedder.id if scorer.needs.embedder and embedder is not None else None
     recorded = {}
@@ -296,6 +300,7 @@ def score_method(
         name=scorer.name,
         model=judge.id.model if judge is not None else embeds or "rule",
         control=control,
+        control_of=base,
         explainer=explainer.label if scorer.needs.explanation else LATENT,
         identity={
             **({"explainer_id": explainer.id} if scorer.needs.explanation else {}),
@@ -304,6 +309,7 @@ def score_method(
             "settings": dict(scorer.identity()),
             "judge": engine_identity(judge),
             "control": control,
+            **({"control_of": base} if base is not None else {}),
             "selection": selection_digest(source.selection),
             **control_identity(control),
         },
@@ -427,7 +433,14 @@ class ScoreWork:
         return ShardRows(
             verdicts=[replace(verdict, **filled) for verdict in result.verdicts],
             scores=[
-                replace(score, **filled, selection_id=latent.selection_id, explainer=self._explainer) for score in result.scores
+                replace(
+                    score,
+                    **filled,
+                    base_id=self.method.base_id,
+                    selection_id=latent.selection_id,
+                    explainer=self._explainer,
+                )
+                for score in result.scores
             ],
         )
 
@@ -449,6 +462,7 @@ class ScoreWork:
             explanation_id=row.explanation_id if row is not None else "",
             scorer=self.method.name,
             scorer_id=self.method.id,
+            base_id=self.method.base_id,
             selection_id=latent.selection_id,
             control=self.method.control,
             judge=self.method.model,

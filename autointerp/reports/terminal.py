@@ -134,6 +134,7 @@ def summary_table(results_folder: Path | str) -> str:
             "control of",
             "explainer",
             "scorer",
+            "scorer_id",
             "judge",
             "metric",
             "negatives",
@@ -154,6 +155,7 @@ def summary_table(results_folder: Path | str) -> str:
                 row["control_of"],
                 row["explainer"],
                 row["scorer"],
+                row["settings"],
                 row["judge"],
                 row["metric"],
                 row["negatives"],
@@ -165,7 +167,7 @@ def summary_table(results_folder: Path | str) -> str:
                 _number(row["chance"]),
             ]
         )
-    lines = table(rows, right={7, 8, 10, 11, 12}) if len(rows) > 1 else ["nothing is scored in this folder yet"]
+    lines = table(rows, right={8, 9, 11, 12, 13}) if len(rows) > 1 else ["nothing is scored in this folder yet"]
     lines += [*_lifts(found), *_by_density(found)]
     missing = _without(found.coders, {c: [found.status(c, int(i)) for i in found.requested[c]] for c in found.coders})
     gaps = [one_line(gap) for gap in recorded_gaps(results_folder)]
@@ -179,6 +181,7 @@ def _lifts(found: Overview) -> list[str]:
             "coder",
             "explainer",
             "scorer",
+            "scorer_id",
             "judge",
             "negatives",
             "mean",
@@ -190,14 +193,14 @@ def _lifts(found: Overview) -> list[str]:
         ]
     ]
     for row in headline_rows(found, plots=False):
-        named = [row["coder"], row["explainer"], row["scorer"], row["judge"], row["negatives"]]
+        named = [row["coder"], row["explainer"], row["scorer"], row["settings"], row["judge"], row["negatives"]]
         means = [_number(row[name] and row[name].value) for name in ("mean", "weighted")]
         lifts = [{"name": row["control_name"], "lift": row["lift"], "num": None}] if row["lift"] else []
         for lift in [*lifts, *row["floors"]]:
             interval = lift["lift"]
             num = "" if lift["num"] is None else f"{lift['num']}"
             rows.append([*named, *means, lift["name"], f"{interval.value:+.3f}", _between(interval.low, interval.high), num])
-    return ["", *table(rows, right={5, 6, 8, 10})] if len(rows) > 1 else []
+    return ["", *table(rows, right={6, 7, 9, 11})] if len(rows) > 1 else []
 
 
 def _by_density(found: Overview) -> list[str]:

@@ -13,7 +13,7 @@ from autointerp.results.folder import ResultsFolder
 from autointerp.stats import summarise
 from autointerp.store import open_store
 
-_GROUP = ["coder", "explainer", "scorer", "judge", "control", "negatives", "metric", "scorer_id"]
+_GROUP = ["coder", "explainer", "scorer", "judge", "control", "negatives", "metric", "scorer_id", "base_id"]
 _INTERVALS = [f"{name}{end}" for name in ("median", "mean", "weighted_mean") for end in ("", "_low", "_high")]
 _SUMMARY = ["is_headline", "num_latents", "num_missing", *_INTERVALS, "chance"]
 
@@ -39,7 +39,9 @@ def load_scores(folder: Path | str) -> pd.DataFrame:
 
     Raises: StoreError when `folder` is no results folder.
     """
-    return _load(folder, "scores", ["coder", "latent", "scorer_id", "explanation_id", "metric"])
+    frame = _load(folder, "scores", ["coder", "latent", "scorer_id", "explanation_id", "metric"])
+    # A folder from before the first release may lack the column.
+    return frame.assign(base_id=frame.get("base_id", frame["scorer_id"]).fillna(frame["scorer_id"]))
 
 
 def load_examples(folder: Path | str) -> pd.DataFrame:
@@ -74,6 +76,8 @@ def _frame(table: Any) -> pd.DataFrame:
 
 def summary(folder: Path | str) -> pd.DataFrame:
     """Return one row per coder, scorer and its settings (`scorer_id`), control, source of negatives and metric.
+
+    A scorer and its controls share `base_id`.
 
     Medians and means are over latents with 95% intervals for more latents of the kind, whatever the number of examples each
     had; ``weighted_mean`` counts each latent by the share of tokens it fires on, where the explanations table says.

@@ -419,6 +419,85 @@ def test_floors_are_paired_with_their_series_and_apart_from_the_main_control(wit
     assert row["mean"].value == pytest.approx(own.mean())
 
 
+@pytest.fixture
+def with_two_settings(with_floors):
+    """The same folder, whose detection was also run with other settings: of its own scores and controls, each 0.2 higher."""
+    for path in sorted(with_floors.glob("scores/default-*/detection-*/*.parquet")):
+        table = pd.read_parquet(path)
+        other = table.assign(
+            value=table["value"] + 0.2,
+            scorer_id=table["scorer_id"].str.replace("sha256:", "sha256:ffff"),
+            base_id=table["base_id"].str.replace("sha256:", "sha256:ffff"),
+        )
+        place = path.parent.with_name(f"{path.parent.name[:-8]}ffff0000") / path.name
+        place.parent.mkdir(exist_ok=True)
+        other.to_parquet(place, index=False)
+    return with_floors
+
+
+def test_controls_of_other_settings_are_not_mixed(with_two_settings):
+    found = overview(Source(with_two_settings))
+    series = {
+        key.scorer_id: by["sae"].frame
+        for key, by in found.series.items()
+        if (key.scorer, key.explainer[:7]) == ("detection", "default")
+    }
+    one, two = (series[i] for i in sorted(series, key=lambda i: i.startswith("sha256:ffff")))
+    for column in ("value", "control", "generic", "lexical"):
+        assert one[column].notna().sum() > 5
+        pd.testing.assert_series_equal(two[column], one[column] + 0.2)
+    assert set(one["generic"].dropna()) == {0.5} and set(one["lexical"].dropna()) == {0.6}
+
+
+def test_rows_of_other_settings_are_told_apart(with_two_settings):
+    rows = headline_rows(overview(Source(with_two_settings)), plots=False)
+    alike = [row for row in rows if row["scorer"] == "detection" and row["explainer"] == "default"]
+    assert len({row["settings"] for row in alike}) == 2 and all(len(row["settings"]) == 8 for row in alike)
+    assert all(row["settings"] == "" for row in rows if row not in alike)
+    text = summary_table(with_two_settings)
+    assert "scorer_id" in text and all(f" {row['settings']} " in text for row in alike)
+    index = write_report(with_two_settings).read_text()
+    assert all(f'detection<span class="ci">{row["settings"]}</span>' in index for row in alike)
+
+
+def test_a_latents_page_sets_each_setting_beside_its_own_controls(with_two_settings):
+    [(_, rows)] = Source(with_two_settings).latents([("sae", 31)])
+    page = latent_page("sae", 31, rows)
+    groups = [group for group in page.scores if group["scorer"].startswith("detection") and group["judge"] == JUDGE]
+    one, two = sorted(groups, key=lambda group: group["rows"][0]["scorer_id"].startswith("sha256:ffff"))
+    for left, right in zip(one["rows"], two["rows"], strict=True):
+        assert right["control_value"] == pytest.approx(left["control_value"] + 0.2)
+        assert left["floors"] == pytest.approx({"generic": 0.5, "lexical": 0.6})
+        assert right["floors"] == pytest.approx({"generic": 0.7, "lexical": 0.8})
+    assert two["scorer"].startswith("detection ffff") and one["scorer"] != two["scorer"]
+    names = page.plots[0]["names"]
+    assert len(set(names)) == len(names)
+
+
+def test_a_latents_page_knows_whose_floor_it_is():
+    """A judge's generic floor is not another's; the lexical floor is judged by rule whoever judges the explanation."""
+    shared = {
+        "explanation_id": "e", "scorer": "detection", "explainer": "default", "label": "default-0", "metric": "balanced_accuracy",
+        "is_headline": True, "negatives": "random", "quantile": None, "status": "ok", "ci_low": None, "ci_high": None,
+        "ci_method": "none", "chance": 0.5, "disjoint": "document", "num_scored": 1,
+    }  # fmt: skip
+    scores = [
+        shared | {"base_id": base, "scorer_id": f"{base} {control}", "judge": judge, "control": control, "value": value}
+        for base, judge, control, value in [
+            ("sha256:rule", "rule", None, 1.0),
+            ("sha256:rule", "rule", "generic", 0.50),
+            ("sha256:two", "two", None, 0.9),
+            ("sha256:two", "two", "generic", 0.54),
+            ("sha256:two", "rule", "lexical", 0.6),
+        ]
+    ]
+    found = latent_page("sae", 1, {"explanations": [], "scores": scores, "verdicts": [], "examples": []}).scores
+    assert {group["judge"]: group["rows"][0]["floors"] for group in found} == {
+        "rule": {"generic": 0.50},
+        "two": {"generic": 0.54, "lexical": 0.6},
+    }
+
+
 def test_floors_are_shown(with_floors):
     text = summary_table(with_floors)
     assert re.search(r"generic +\+0\.\d+", text) and re.search(r"lexical +\+0\.\d+", text)
