@@ -16,6 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from pydantic import ByteSize, Field, field_validator
 
 from autointerp import __version__
@@ -35,7 +36,7 @@ from autointerp.store.disk import DiskPlan, check_disk, plan_disk, size_text
 from autointerp.store.layout import MANIFEST, TOKENIZER, check_coder_names
 from autointerp.store.manifest import Identity, Manifest, check_coder_identity, check_identity, read_coder, read_manifest
 from autointerp.store.reader import open_store
-from autointerp.store.runs import contexts_in_run
+from autointerp.store.runs import contexts_in_run, fits_float16
 from autointerp.store.vocab import write_vocabulary
 from autointerp.store.writer import StoreWriter
 from autointerp.subject.corpus import Context, Corpus, CorpusConfig
@@ -212,6 +213,8 @@ class _Job:
         self._batch_tokens = config.batch_tokens or (2048 if self._subject.device.type == "cpu" else 8192)
         self._is_corpus_checked = False
         self._first: list[Context] = []
+        self._float32: set[str] = set()
+        """Coders whose values are known to leave the normal range of float16."""
 
     def plan(self) -> CachePlan:
         path, num_tokens = self._config.out.expanduser(), self._config.corpus.num_tokens
@@ -222,8 +225,8 @@ class _Job:
             contexts = list(islice(self._corpus.contexts(), CONTROL_CONTEXTS))
             started, num_probed = time.perf_counter(), sum(len(context.tokens) for context in contexts)
             for _, found in recorder.batches(contexts):
-                for _ in found:  # encodes
-                    pass
+                for acts in found:  # encodes
+                    self._note_range(acts.coder, acts.values)
             seconds += time.perf_counter() - started
         there = {} if self._is_growing else coders_there(path)
         disk = self._disk(path, l0, is_growing=self._is_growing)
@@ -320,7 +323,7 @@ class _Job:
         l0 = {**l0, **l0_of_all}
         disk = self._disk(path, l0, is_growing=is_growing)
         if disk is not None:
-            check_disk(path, disk)
+            check_disk(path, disk, worker=self._worker)
         with StoreWriter.create_or_resume(
             path,
             identity=self._identity(),
@@ -351,7 +354,7 @@ class _Job:
             if self._worker is not None:
                 self._say_what_is_missing(writer, self._worker)
                 return
-            writer.finish()
+            writer.finish(lambda: self._check_stop(writer))
         if writer.path == path:
             self._prepare_windows(path)
             self._summarise(path, recorder, wanted)
@@ -481,9 +484,14 @@ class _Job:
             for _, found in recorder.batches(contexts):
                 for acts in found:
                     totals[acts.coder] += len(acts.latents)
+                    self._note_range(acts.coder, acts.values)
             num_tokens = sum(len(context.tokens) for context in contexts)
             l0 = {name: l0.get(name, max(1.0, totals[name] / num_tokens)) for name in self._records}
         return l0
+
+    def _note_range(self, coder: str, values: np.ndarray) -> None:
+        if not fits_float16(values[values != 0]):
+            self._float32.add(coder)
 
     def _disk(self, path: Path, l0: Mapping[str, float], *, is_growing: bool) -> DiskPlan | None:
         """Return what is still to be written; None when the number of tokens is not known."""
@@ -492,14 +500,21 @@ class _Job:
             return None
         if not is_growing:
             missing = {name: value for name, value in l0.items() if name not in there}
-            return plan_disk(num_tokens, missing, has_corpus=bool(there))
+            return plan_disk(num_tokens, missing, has_corpus=bool(there), float32=self._float32)
         # The store stays as it is while a larger one is built beside it.
         manifest = read_manifest(path)
         theirs = {name: l0.get(name, extent.num_activations / manifest.extent.num_tokens) for name, extent in there.items()}
-        whole = plan_disk(num_tokens, theirs)
-        spilled = plan_disk(max(0, num_tokens - manifest.extent.num_tokens), theirs).spill_bytes
+        float32 = self._float32 | {name for name, extent in there.items() if extent.dtype == "float32"}
+        whole = plan_disk(num_tokens, theirs, float32=float32)
+        new = plan_disk(max(0, num_tokens - manifest.extent.num_tokens), theirs, float32=float32)
         stored = sum(entry.num_bytes for entry in manifest.files.values())
-        return DiskPlan(spill_bytes=spilled, final_bytes=whole.final_bytes, peak_bytes=stored + spilled + whole.final_bytes)
+        return DiskPlan(
+            spill_bytes=new.spill_bytes,
+            final_bytes=whole.final_bytes,
+            peak_bytes=stored + new.spill_bytes + whole.final_bytes,
+            corpus_bytes=new.corpus_bytes,
+            stored_bytes=stored,
+        )
 
     def _identity(self) -> Identity:
         corpus = self._config.corpus

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -13,7 +13,7 @@ from autointerp import __version__
 from autointerp.config import Config
 from autointerp.digest import digest
 from autointerp.errors import ConfigError, IdentityError, InputError, StoreError
-from autointerp.files import TEMPORARY_PREFIX, read_sealed, write_json, write_sealed
+from autointerp.files import TEMPORARY_PREFIX, read_sealed, sync_file, sync_folder, write_json, write_sealed
 from autointerp.store.corpus import documents_schema
 from autointerp.store.grow import Base, plan_base
 from autointerp.store.latents import LATENTS
@@ -49,6 +49,7 @@ from autointerp.store.manifest import (
 )
 from autointerp.store.merge import BYTES_PER_MERGED, MIN_RANGE_ROWS, MergeOptions, SpilledCoder, StoredParts, merge_parts
 from autointerp.store.parquet import iterate_tables, parquet_sink
+from autointerp.store.premerge import max_files, premerge
 from autointerp.store.runs import Run, contexts_in_run
 
 _UNKNOWN_L0 = 64.0
@@ -325,20 +326,36 @@ def merge_coder(
     corpus: Corpus,
     store_id: str,
     stored: StoredParts | None = None,
+    poll: Callable[[], None] = lambda: None,
 ) -> MergedCoder:
-    """Merge a coder's runs, and what is `stored` of it, where that is not done; delete the runs; return what it came to."""
+    """Merge a coder's runs, and what is `stored` of it, where that is not done; delete the runs; return what it came to.
+
+    `poll` is called now and then; what it raises ends the merge, and a later call goes on with it.
+    """
     marker = path / merged_marker(coder)
     if not marker.exists():
-        ctx_len = state.made_from.ctx_len
+        ctx_len, folder = state.made_from.ctx_len, path / run_folder(coder)
+        range_rows = max(MIN_RANGE_ROWS, state.memory_budget_bytes // BYTES_PER_MERGED)
+        sources, position_bits = premerge(
+            folder,
+            coder,
+            runs,
+            width=record.width,
+            ctx_len=ctx_len,
+            contexts_per_run=state.contexts_per_run,
+            range_rows=range_rows,
+            limit=max_files(state.memory_budget_bytes),
+            poll=poll,
+        )
         spilled = SpilledCoder(
-            path, coder, runs, width=record.width, ctx_len=ctx_len, contexts_per_run=state.contexts_per_run, stored=stored
+            folder, sources, width=record.width, position_bits=position_bits, range_rows=range_rows, poll=poll, stored=stored
         )
         options = MergeOptions(
             ctx_len=ctx_len,
             num_tokens=corpus.num_tokens,
-            range_rows=max(MIN_RANGE_ROWS, state.memory_budget_bytes // BYTES_PER_MERGED),
             row_group_rows=state.row_group_rows,
             part_rows=state.part_rows,
+            poll=poll,
         )
         parts = merge_parts(path, coder, spilled, options)
         files = {activations_part(coder, part): entry for part, entry in enumerate(parts)}
@@ -377,5 +394,7 @@ def corpus_files(path: Path, runs: list[Run]) -> dict[str, FileEntry]:
     folder = path / TOKENIZER
     for file in sorted(folder.rglob("*")) if folder.is_dir() else ():
         if file.is_file():
+            sync_file(file)  # libraries that wrote it may not have
             files[file.relative_to(path).as_posix()] = file_entry(file)
+    sync_folder(folder)
     return files

@@ -2,21 +2,25 @@
 
 ``C_ij`` counts the positions on which latents i and j both fire; the similarity is ``C_ij / (C_ii + C_jj - C_ij)``. The counts
 come from sorting pairs that stay in the cache, a few latents at a time: no array of (latents x latents) exists, and no count is
-approximate. Where the activations do not fit the budget, their position-major copy lies in a temporary file, and the counts
-come from products of sparse matrices.
+approximate. Where the activations do not fit the budget, their position-major copy lies in a temporary file and they themselves
+are read from the store once more, in order.
 """
 
 from __future__ import annotations
 
+import errno
+import os
+import shutil
 import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from scipy import sparse
 
+from autointerp.errors import StoreError
 from autointerp.files import TEMPORARY_PREFIX, disk_errors
 from autointerp.store.neighbours import Ranked, joined, ranked
 from autointerp.store.reader import CoderReader
@@ -51,11 +55,10 @@ def cooccurring(
     if reader.num_activations * _BYTES_PER_ACTIVATION <= budget_bytes:
         yield from _blocks(_InMemory(reader, count, num_positions), count, k=k, pairs_per_block=pairs_per_block)
         return
-    with (
-        disk_errors(reader.folder),
-        tempfile.TemporaryDirectory(prefix=f"{TEMPORARY_PREFIX}cooccurrence-", dir=reader.folder) as folder,
-    ):
-        spilled = _OnDisk(reader, count, num_positions, Path(folder), limit=pairs_per_block)
+    for left in reader.folder.glob(f"{TEMPORARY_PREFIX}cooccurrence-*"):
+        shutil.rmtree(left, ignore_errors=True)  # of killed processes of earlier releases; what is made now has no name
+    with disk_errors(reader.folder), tempfile.TemporaryFile(dir=reader.folder) as file:
+        spilled = _OnDisk(reader, count, num_positions, file)
         yield from _blocks(spilled, count, k=k, pairs_per_block=pairs_per_block)
 
 
@@ -95,30 +98,17 @@ def _number(count: np.ndarray) -> Any:
     return np.float32 if 2 * int(count.max(initial=0)) < 1 << 24 else np.float64
 
 
-class _InMemory:
-    """Activations as a sparse matrix and its transpose."""
+class _Source(ABC):
+    """Activations by latent and by position."""
 
-    def __init__(self, reader: CoderReader, count: np.ndarray, num_positions: int) -> None:
-        total = int(count.sum())
-        index = np.int32 if max(num_positions, len(count), total) < 1 << 31 else np.int64
-        positions, filled = np.empty(total, index), 0
-        for _, some, _ in reader.blocks():
-            positions[filled : filled + len(some)] = some
-            filled += len(some)
-        self._ends = ends = _ends(count)
-        self._positions, self._width = positions, len(count)
-        by_latent = sparse.csr_matrix(
-            (np.ones(total, np.int8), positions, ends.astype(index)), shape=(len(count), num_positions)
-        )
-        self._by_position = by_latent.T.tocsr()
-        fired = np.diff(self._by_position.indptr).astype(np.int64)
+    def __init__(self, count: np.ndarray) -> None:
+        self._ends, self._width = _ends(count), len(count)
         self.pairs = np.zeros(len(count), np.int64)
-        first = 0
-        while first < len(count):
-            stop = max(first + 1, int(np.searchsorted(ends, ends[first] + _CHUNK, side="right")) - 1)
-            partial = _ends(fired[positions[ends[first] : ends[stop]]])
-            self.pairs[first:stop] = np.diff(partial[ends[first : stop + 1] - ends[first]])
-            first = stop
+        """How many pairs on one position a latent is the first of."""
+
+    @abstractmethod
+    def _others(self, low: int, high: int) -> np.ndarray:
+        """Return the latents on the positions of activations low..high-1, position by position; asked for in order."""
 
     def counts(self, first: int, stop: int) -> Iterator[_Both]:
         """Yield how often each of latents first..stop-1 fires together with each latent that it ever does with."""
@@ -156,24 +146,54 @@ class _InMemory:
         columns = np.flatnonzero(counts)
         return _Both(latent, np.array([0, len(columns)]), columns, counts[columns])
 
+
+class _InMemory(_Source):
+    """Activations as a sparse matrix and its transpose."""
+
+    def __init__(self, reader: CoderReader, count: np.ndarray, num_positions: int) -> None:
+        super().__init__(count)
+        total = int(count.sum())
+        index = np.int32 if max(num_positions, len(count), total) < 1 << 31 else np.int64
+        positions, filled = np.empty(total, index), 0
+        for _, some, _ in reader.blocks():
+            positions[filled : filled + len(some)] = some
+            filled += len(some)
+        ends = self._ends
+        self._positions = positions
+        by_latent = sparse.csr_matrix(
+            (np.ones(total, np.int8), positions, ends.astype(index)), shape=(len(count), num_positions)
+        )
+        self._by_position = by_latent.T.tocsr()
+        fired = np.diff(self._by_position.indptr).astype(np.int64)
+        first = 0
+        while first < len(count):
+            stop = max(first + 1, int(np.searchsorted(ends, ends[first] + _CHUNK, side="right")) - 1)
+            partial = _ends(fired[positions[ends[first] : ends[stop]]])
+            self.pairs[first:stop] = np.diff(partial[ends[first : stop + 1] - ends[first]])
+            first = stop
+
     def _others(self, low: int, high: int) -> np.ndarray:
-        """Return the latents that fire on the positions of activations low..high-1, position by position."""
         return np.asarray(self._by_position[self._positions[low:high]].indices)
 
 
-class _OnDisk:
+class _OnDisk(_Source):
     """Activations by latent in the store, by position in a file."""
 
-    def __init__(self, reader: CoderReader, count: np.ndarray, num_positions: int, folder: Path, *, limit: int) -> None:
-        self._reader, self._width, self._limit = reader, len(count), limit
-        self._number = _number(count)
-        self._fired = np.zeros(num_positions, np.int64)
+    def __init__(self, reader: CoderReader, count: np.ndarray, num_positions: int, file: IO[bytes]) -> None:
+        super().__init__(count)
+        self._reader = reader
+        fired = np.zeros(num_positions, np.uint32)
         for _, positions, _ in reader.blocks():
-            np.add.at(self._fired, positions, 1)
-        self._starts = _ends(self._fired)
-        self._latents = np.memmap(folder / "latents", np.uint32, "w+", shape=(int(self._starts[-1]),))
+            np.add.at(fired, positions, 1)
+        self._starts = _ends(fired)
+        total = int(self._starts[-1])
+        if total != self._ends[-1]:
+            raise StoreError(
+                f"{reader.folder} holds {total} activations and its latents.parquet {self._ends[-1]}; restore both"
+            )
+        _allocate(file, total * np.dtype(np.uint32).itemsize)
+        self._latents = np.memmap(file, np.uint32, "r+", shape=(total,))
         free = self._starts[:-1].copy()
-        self.pairs = np.zeros(len(count), np.int64)
         for latents, positions, _ in reader.blocks():
             order = np.argsort(positions, kind="stable")
             ordered = positions[order]
@@ -182,33 +202,41 @@ class _OnDisk:
             at = free[ordered] + _within(sizes)
             self._latents[at] = latents[order]
             free[ordered[run]] += sizes
-            np.add.at(self.pairs, latents, self._fired[positions])
+            np.add.at(self.pairs, latents, fired[positions])
+        self._unread = self._read()
+        self._at, self._positions = 0, np.zeros(0, np.int64)
 
-    def counts(self, first: int, stop: int) -> Iterator[_Both]:
-        """Yield how often each of latents first..stop-1 fires together with each latent that it ever does with."""
-        found = [(np.full(len(some), latent - first), some) for latent, some, _ in self._reader.sweep(range(first, stop))]
-        rows, positions = (np.concatenate(column) for column in zip(*found, strict=True))
-        total = sparse.csr_matrix((stop - first, self._width), dtype=self._number)
-        places, back = np.unique(positions, return_inverse=True)
-        ends = np.cumsum(self._fired[places])
-        low = 0
-        while low < len(places):
-            # What is read at a time is bounded also where one latent fires everywhere.
-            high = max(low + 1, int(np.searchsorted(ends, (ends[low - 1] if low else 0) + self._limit, side="right")))
-            mine = (back >= low) & (back < high)
-            ones = np.ones(int(np.count_nonzero(mine)), self._number)
-            shape = (stop - first, high - low)
-            total = total + sparse.csr_matrix((ones, (rows[mine], back[mine] - low)), shape=shape) @ self._rows(
-                places[low:high]
-            )
-            low = high
-        yield _Both(first, total.indptr, total.indices, total.data)
+    def _read(self) -> Iterator[np.ndarray]:
+        for _, positions, _ in self._reader.blocks():
+            yield positions
 
-    def _rows(self, positions: np.ndarray) -> sparse.csr_matrix:
-        sizes = self._fired[positions]
-        at = np.repeat(self._starts[positions], sizes) + _within(sizes)
-        latents = np.asarray(self._latents[at], np.int64)
-        return sparse.csr_matrix((np.ones(len(at), self._number), latents, _ends(sizes)), shape=(len(positions), self._width))
+    def _others(self, low: int, high: int) -> np.ndarray:
+        assert low == self._at, "activations are read once, in order"
+        pieces, self._at = [self._positions], high
+        missing = high - low - len(self._positions)
+        while missing > 0:
+            pieces.append(next(self._unread))
+            missing -= len(pieces[-1])
+        positions = np.concatenate(pieces) if len(pieces) > 1 else pieces[0]
+        positions, self._positions = positions[: high - low], positions[high - low :]
+        starts = self._starts[positions]
+        sizes = self._starts[positions + 1] - starts
+        return np.asarray(self._latents[np.repeat(starts, sizes) + _within(sizes)])
+
+
+def _allocate(file: IO[bytes], num_bytes: int) -> None:
+    """Reserve a file's room, since a full disk is a deadly signal where memory is mapped.
+
+    Raises: OSError when the disk is full.
+    """
+    try:
+        os.posix_fallocate(file.fileno(), 0, num_bytes)
+    except (AttributeError, OSError) as error:  # not there on macOS, and not on every disk
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        for start in range(0, num_bytes, _CHUNK):
+            file.write(bytes(min(_CHUNK, num_bytes - start)))
+    file.flush()
 
 
 def _ends(sizes: np.ndarray) -> np.ndarray:

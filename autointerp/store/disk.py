@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from autointerp.errors import ResourceError
 from autointerp.store.layout import BUILDING, MANIFEST
+from autointerp.worker import Worker
 
 BYTES_PER_SPILLED = 3.7
 """Of float16 values, measured on random positions and values; float32 takes 2 more, real text less."""
@@ -28,19 +30,25 @@ class DiskPlan:
     """The finished store."""
     peak_bytes: int
     """The most at any time: runs not merged yet and parts merged already."""
+    corpus_bytes: int = 0
+    """Tokens that are still to be written, part of all three."""
+    stored_bytes: int = 0
+    """Of the peak, what is there before: a store that stays while a larger one is built from it."""
 
 
 def plan_disk(
-    num_tokens: int, l0_per_coder: Mapping[str, float], *, has_corpus: bool = False, is_float32: bool = False
+    num_tokens: int, l0_per_coder: Mapping[str, float], *, has_corpus: bool = False, float32: Collection[str] = ()
 ) -> DiskPlan:
     """Estimate the disk for caching `num_tokens`, from the expected activations per token of each coder.
 
     `has_corpus`: the tokens are there already, as when coders are added to a finished store.
-    `is_float32` is for coders whose values leave the normal range of float16.
+    `float32` are the coders whose values leave the normal range of float16.
     """
-    extra = BYTES_FLOAT32 if is_float32 else 0.0
-    spills = [num_tokens * l0 * (BYTES_PER_SPILLED + extra) for _, l0 in sorted(l0_per_coder.items())]
-    finals = [num_tokens * l0 * (BYTES_PER_STORED + extra) for _, l0 in sorted(l0_per_coder.items())]
+    spills, finals = [], []
+    for name, l0 in sorted(l0_per_coder.items()):
+        extra = BYTES_FLOAT32 if name in float32 else 0.0
+        spills.append(num_tokens * l0 * (BYTES_PER_SPILLED + extra))
+        finals.append(num_tokens * l0 * (BYTES_PER_STORED + extra))
     tokens = 0.0 if has_corpus else num_tokens * BYTES_PER_TOKEN
     # A coder's runs are deleted when its parts are committed, so both are there for one coder at a time.
     moments = [sum(spills[idx:]) + sum(finals[: idx + 1]) for idx in range(len(spills))]
@@ -48,25 +56,38 @@ def plan_disk(
         spill_bytes=int(sum(spills)),
         final_bytes=int(sum(finals) + tokens),
         peak_bytes=int(max(moments, default=0) + tokens),
+        corpus_bytes=int(tokens),
     )
 
 
-def check_disk(path: Path, plan: DiskPlan) -> None:
+def check_disk(path: Path, plan: DiskPlan, *, worker: Worker | None = None) -> None:
     """Compare a plan with the free space where a store is to be written; what an unfinished build wrote of it counts.
+
+    A `worker` needs room for its share of the runs only, since it merges nothing.
 
     Raises: ResourceError when the space will not suffice.
     """
     built = path / BUILDING if (path / MANIFEST).exists() else path
-    there = sum(file.stat().st_size for file in built.rglob("*") if file.is_file())
+    files = [file for file in built.rglob("*") if file.is_file()]
     folder = path.absolute()
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free
-    if plan.peak_bytes > free + there:
+    if worker is None:
+        needed, what = plan.peak_bytes - plan.stored_bytes, f"at its peak, {size_text(plan.final_bytes)} in the end"
+    else:
+        files = [file for file in files if (run := _NUMBERED.match(file.name)) and worker.owns(int(run[1]))]
+        needed, what = (plan.spill_bytes + plan.corpus_bytes) // worker.count, f"for this worker of {worker.count}"
+    there = sum(file.stat().st_size for file in files)
+    if needed > free + there:
         raise ResourceError(
-            f"caching to {path} takes about {size_text(plan.peak_bytes)} at its peak, {size_text(plan.final_bytes)} in the "
-            f"end, and {size_text(free)} are free; free some space, use fewer tokens, or choose another disk with --out"
+            f"caching to {path} takes about {size_text(needed)} {what}, and {size_text(free)} are free; "
+            "free some space, use fewer tokens, or choose another disk with --out"
         )
+
+
+_NUMBERED = re.compile(r"(?:run|part)-(\d+)")
+"""Names of the files of a run."""
 
 
 def size_text(num_bytes: float) -> str:

@@ -89,16 +89,24 @@ def summarise(latents: np.ndarray, positions: np.ndarray, values: np.ndarray, *,
     )
 
 
-def summarise_stream(blocks: Callable[[], Iterable[tuple[np.ndarray, np.ndarray]]], *, ctx_len: int) -> Summary:
-    """Return the statistics of one latent whose (positions, values) do not fit in memory; `blocks` is read once more for ranks.
+def summarise_stream(
+    blocks: Iterable[tuple[np.ndarray, np.ndarray]],
+    again: Callable[[], Iterable[tuple[np.ndarray, np.ndarray]]],
+    *,
+    ctx_len: int,
+) -> Summary:
+    """Return the statistics of one latent whose (positions, values) do not fit in memory.
 
-    Equal to :func:`summarise` but for the last bit of the mean.
+    `again` gives the blocks once more, for ranks; asked for only where the values are no float16. Equal to :func:`summarise`
+    but for the last bit of the mean.
     """
-    high = np.zeros(1 << 16, np.int64)
+    high, is_half = np.zeros(1 << 16, np.int64), True
     total, num_contexts, last_context = 0.0, 0, -1
     minhash = np.full((1, NUM_HASHES), EMPTY_HASH, np.uint32)
-    for positions, values in blocks():
-        high += np.bincount((_to_ordered(values) >> np.uint64(16)).astype(np.int64), minlength=1 << 16)
+    for positions, values in blocks:
+        is_half = values.dtype == np.float16
+        tops = _half_to_ordered(values) if is_half else _to_ordered(values) >> np.uint64(16)
+        high += np.bincount(tops.astype(np.int64), minlength=1 << 16)
         total += float(values.sum(dtype=np.float64))
         contexts = positions // ctx_len
         num_contexts += int((np.diff(contexts, prepend=last_context) != 0).sum())
@@ -108,19 +116,30 @@ def summarise_stream(blocks: Callable[[], Iterable[tuple[np.ndarray, np.ndarray]
     cumulated = np.cumsum(high)
     ranks = {name: int(_rank(q, np.array(count))) for name, q in {"min": 0.0, **QUANTILES, "max": 1.0}.items()}
     buckets = {name: int(np.searchsorted(cumulated, rank, side="right")) for name, rank in ranks.items()}
+    floats = {"mean": np.array([total / count], np.float32)}
+    if is_half:
+        floats |= {name: _half_from_ordered(np.array([buckets[name]], np.uint16)).astype(np.float32) for name in ranks}
+    else:
+        floats |= _within_buckets(again(), ranks, buckets, before=cumulated - high)
+    return Summary(count=np.array([count]), num_contexts=np.array([num_contexts]), floats=floats, minhash=minhash)
+
+
+def _within_buckets(
+    blocks: Iterable[tuple[np.ndarray, np.ndarray]], ranks: dict[str, int], buckets: dict[str, int], *, before: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Return the value of each rank, whose upper half of bits is known; `before`: how many values lie below each such half."""
     low = {bucket: np.zeros(1 << 16, np.int64) for bucket in buckets.values()}
-    for _, values in blocks():
+    for _, values in blocks:
         ordered = _to_ordered(values).astype(np.int64)
         top = ordered >> 16
         for bucket, histogram in low.items():
             histogram += np.bincount(ordered[top == bucket] & 0xFFFF, minlength=1 << 16)
-    floats = {"mean": np.array([total / count], np.float32)}
+    found = {}
     for name, rank in ranks.items():
         bucket = buckets[name]
-        within = rank - (int(cumulated[bucket]) - int(high[bucket]))
-        rest = int(np.searchsorted(np.cumsum(low[bucket]), within, side="right"))
-        floats[name] = _from_ordered(np.array([bucket << 16 | rest], np.uint64))
-    return Summary(count=np.array([count]), num_contexts=np.array([num_contexts]), floats=floats, minhash=minhash)
+        rest = int(np.searchsorted(np.cumsum(low[bucket]), rank - int(before[bucket]), side="right"))
+        found[name] = _from_ordered(np.array([bucket << 16 | rest], np.uint64))
+    return found
 
 
 def latents_table(summaries: list[Summary], *, first_latent: int, part: int, num_tokens: int, row_group_rows: int) -> pa.Table:
@@ -163,16 +182,24 @@ def _minhash(latents: np.ndarray, positions: np.ndarray, num_latents: int) -> np
 def _ordered_within(latents: np.ndarray, values: np.ndarray) -> np.ndarray:
     """Return the values in ascending order within each latent; `latents` ascend."""
     if values.dtype == np.float16 and len(latents) and latents[-1] < 1 << 16:
-        # Half the bytes to sort; the bits of a float are ordered as it is once those of negatives are flipped.
-        bits = values.view(np.uint16)
-        flips = (bits.view(np.int16) >> 15).view(np.uint16) | np.uint16(1 << 15)
+        # Half the bytes to sort.
         keys = np.left_shift(latents.astype(np.uint32), 16)
-        keys |= bits ^ flips
+        keys |= _half_to_ordered(values)
         keys.sort()
-        bits = keys.astype(np.uint16)
-        flips = (~bits.view(np.int16) >> 15).view(np.uint16) | np.uint16(1 << 15)
-        return (bits ^ flips).view(np.float16)
+        return _half_from_ordered(keys.astype(np.uint16))
     return _from_ordered(np.sort(latents.astype(np.uint64) << np.uint64(32) | _to_ordered(values)))
+
+
+def _half_to_ordered(values: np.ndarray) -> np.ndarray:
+    """Map float16 to uint16 of the same order: the bits of a float are ordered as it is once those of negatives are flipped."""
+    bits = values.view(np.uint16)
+    flips = (bits.view(np.int16) >> 15).view(np.uint16) | np.uint16(1 << 15)
+    return np.asarray(bits ^ flips)
+
+
+def _half_from_ordered(ordered: np.ndarray) -> np.ndarray:
+    flips = (~ordered.view(np.int16) >> 15).view(np.uint16) | np.uint16(1 << 15)
+    return np.asarray((ordered ^ flips).view(np.float16))
 
 
 def _to_ordered(values: np.ndarray) -> np.ndarray:

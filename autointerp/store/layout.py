@@ -96,7 +96,7 @@ def coder_file(coder: str) -> str:
 
 
 def run_folder(coder: str) -> str:
-    """Return where the spilled runs of a coder lie."""
+    """Return where the spilled runs of a coder lie, and what some of them were merged into."""
     return f"building/runs/coder={coder}"
 
 

@@ -33,7 +33,7 @@ RUN_GROUP_ROWS = 1 << 14
 VALUE_BITS = 16
 POSITION_BITS = b"autointerp.store.position_bits"
 """Metadata of a run's file: how many bits of a key are the position, counted from the start of the run."""
-_ENCODING = ("DELTA_BINARY_PACKED", "PLAIN")
+ENCODING = ("DELTA_BINARY_PACKED", "PLAIN")
 """Of keys and of values, where they have a column."""
 _FLOAT16_MIN, _FLOAT16_MAX = 2.0**-14, 65504.0
 
@@ -232,7 +232,7 @@ class RunBuffer:
         ordered = SortedRows(_taken(keys, values), num_rows, dtype=dtype, key_bits=key_bits)
         name = f"run-{run:05d}-{len(self._files[coder]):03d}.parquet"
         schema = run_schema(None if holds_values(dtype, key_bits) else dtype, position_bits=self._position_bits)
-        file, encoding = self._path / run_folder(coder) / name, dict(zip(schema.names, _ENCODING, strict=False))
+        file, encoding = self._path / run_folder(coder) / name, dict(zip(schema.names, ENCODING, strict=False))
         with parquet_sink(file, schema, encoding=encoding, compression="none", with_digest=False) as sink:
             for start in range(0, num_rows, RUN_GROUP_ROWS):
                 stop = start + RUN_GROUP_ROWS
@@ -269,10 +269,10 @@ def remove_uncommitted(
                 file.unlink()
 
 
-def check_rows(path: Path, file: RunFile, num_rows: int) -> None:
-    """Compare the rows read from a run's file with its marker.
+def check_rows(path: Path, wanted: int, num_rows: int) -> None:
+    """Compare the rows read from a run's file with those its marker says.
 
     Raises: StoreError when they differ.
     """
-    if num_rows != file.num_rows:
-        raise StoreError(f"{path} has {num_rows} activations its marker says {file.num_rows}; remove the store and build again")
+    if num_rows != wanted:
+        raise StoreError(f"{path} has {num_rows} activations and its marker says {wanted}; remove the store and build again")

@@ -8,7 +8,7 @@ contexts that are already stored are compared and need no activations.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import count
 from pathlib import Path
 from types import TracebackType
@@ -440,10 +440,13 @@ class StoreWriter:
             return [self.path / name for name in sorted(self._manifest.files) if name.startswith("tokens/")]
         return [self.path / tokens_part(run) for run in sorted(self._runs)]
 
-    def finish(self) -> Manifest:
+    def finish(self, poll: Callable[[], None] = lambda: None) -> Manifest:
         """Merge the runs, write the manifest, remove what was needed only for building; return the manifest.
 
-        Raises: InputError when there is no context; StoreError when the corpus ended before the stored contexts did.
+        `poll` is called now and then while the runs are merged and may raise: the next process goes on from there.
+
+        Raises: InputError when there is no context; StoreError when the corpus ended before the stored contexts did, or a run
+        was lost.
         """
         if self._state is None:
             return read_manifest(self.path)
@@ -458,6 +461,7 @@ class StoreWriter:
             else:
                 extents, files = dict(self._manifest.extent.coders), dict(self._manifest.files)
             for name, record in state.coders.items():
+                poll()
                 _logger.info("merging %d runs of coder %s", len(runs), name)
                 merged = merge_coder(
                     self.path,
@@ -468,6 +472,7 @@ class StoreWriter:
                     corpus=corpus,
                     store_id=store_id,
                     stored=self._stored_activations(name),
+                    poll=poll,
                 )
                 extents[name] = merged.extent
                 files |= merged.files
@@ -531,4 +536,10 @@ class StoreWriter:
             )
             state.check_corpus(self.path, corpus, self._manifest)
             write_sealed(marker, corpus.model_dump(mode="json"))
-        return Corpus.parse(read_sealed(marker), where=str(marker))
+        corpus = Corpus.parse(read_sealed(marker), where=str(marker))
+        if (found := self.committed_contexts) != corpus.num_contexts:
+            raise StoreError(
+                f"{self.path} has runs of {found} contexts and had {corpus.num_contexts} when all were stored, so a file "
+                "run-*.json is missing; restore it, or remove the store and build again"
+            )
+        return corpus

@@ -2,14 +2,17 @@
 
 import json
 import os
+from types import SimpleNamespace
 
 import pytest
 
-from autointerp.errors import ConfigError, IdentityError, InputError, Interrupted, StoreError
+from autointerp.errors import ConfigError, IdentityError, InputError, Interrupted, ResourceError, StoreError
 from autointerp.examples.selection import SelectionConfig
 from autointerp.jobs import cache as module
-from autointerp.jobs.cache import CacheConfig, cache
+from autointerp.jobs.cache import CacheConfig, cache, plan_cache
 from autointerp.jobs.session import StoreSource
+from autointerp.jobs.signals import StopFlag
+from autointerp.store import writer as writer_module
 from autointerp.store.reader import open_store
 from autointerp.store.verify import verify_store
 from tests.integration.test_cache import tables
@@ -155,3 +158,45 @@ def _stop_at_the_manifest(source, target):
     if str(source).endswith("grown/manifest.json"):
         raise RuntimeError("killed")
     os.rename(source, target)
+
+
+def test_what_is_stored_already_needs_no_more_room(settings, monkeypatch):
+    path = cache(settings())
+    monkeypatch.setattr(module, "fits_float16", lambda values: True)
+    disk = plan_cache(settings(extend_tokens=2000)).disk
+    assert disk is not None and disk.stored_bytes == sum(entry.num_bytes for entry in open_store(path).manifest.files.values())
+    free = [disk.spill_bytes + disk.final_bytes - 1]
+    monkeypatch.setattr("autointerp.store.disk.shutil.disk_usage", lambda _: SimpleNamespace(free=free[0]))
+    with pytest.raises(ResourceError, match=r"takes about .* at its peak, .* in the end, and .* are free"):
+        cache(settings(extend_tokens=2000))
+    free[0] += 1
+    cache(settings(extend_tokens=2000))
+    assert open_store(path).num_tokens >= 2000
+
+
+def test_values_beyond_float16_take_more_room(settings, monkeypatch):
+    plain = plan_cache(settings()).disk
+    monkeypatch.setattr(module, "fits_float16", lambda values: False)
+    wide = plan_cache(settings()).disk
+    assert plain is not None and wide is not None and wide.spill_bytes > 1.4 * plain.spill_bytes
+
+
+def test_stopped_while_runs_are_merged(settings, tmp_path, monkeypatch):
+    flags, merge_coder = [], writer_module.merge_coder
+
+    class Flag(StopFlag):
+        def __init__(self):
+            super().__init__()
+            flags.append(self)
+
+    def merged(*arguments, **options):
+        flags[0].request("SIGTERM")  # after what was polled before it
+        return merge_coder(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "StopFlag", Flag)
+        patch.setattr(writer_module, "merge_coder", merged)
+        with pytest.raises(Interrupted, match=r"stopped by SIGTERM with 4 finished runs in .*; run the same command again"):
+            cache(settings())
+    assert (tmp_path / "store/building/corpus.json").exists()
+    assert everything(cache(settings())) == everything(cache(settings(out=tmp_path / "at_once")))

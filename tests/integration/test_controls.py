@@ -196,7 +196,7 @@ class TestMatchedL0:
     def test_an_unfinished_store_knows_it_too(self, settings, directions, monkeypatch):
         config = settings(coders=directions, controls=["random-coder"])
         with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="enough"):
-            patch.setattr(module.StoreWriter, "finish", lambda _: (_ for _ in ()).throw(RuntimeError("enough")))
+            patch.setattr(module.StoreWriter, "finish", lambda *_: (_ for _ in ()).throw(RuntimeError("enough")))
             cache(config)
         monkeypatch.setattr(readings.ControlMaker, "_measured_k", lambda *_: pytest.fail("measured again"))
         assert open_store(cache(config)).coder("probes-random").record.k

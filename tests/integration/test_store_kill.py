@@ -54,6 +54,13 @@ def test_growth_killed_at_random_commit_points(tmp_path, seed):
     assert figures["wrong"] == [] and figures["killed"] >= 2
 
 
+@pytest.mark.slow
+def test_many_runs_killed_while_they_are_merged(tmp_path):
+    """More runs than the budget can hold a row group of, so that neighbouring ones are merged beforehand."""
+    figures = run("merge", tmp_path)
+    assert figures["wrong"] == [] and figures["killed"] == 40 and figures["premerged"] > 3
+
+
 @pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)])
 def test_workers_at_once_killed_at_random(tmp_path, seed):
     """Three processes on one new store, then on one that grows; each is killed now and then and started again."""
@@ -72,17 +79,15 @@ def run(*arguments):
     return json.loads(done.stdout)
 
 
-def build(path, coders, *, num_contexts=NUM_CONTEXTS, grows=False, worker=None):
+def build(path, coders, *, num_contexts=NUM_CONTEXTS, grows=False, worker=None, **options):
     """Write the whole store, as the caching job does."""
     with StoreWriter.create_or_resume(
         path,
         identity=IDENTITY,
         coders=coders,
-        contexts_per_run=CONTEXTS_PER_RUN,
-        row_group_rows=256,
-        part_rows=900,
         is_growing=grows,
         worker=worker,
+        **({"contexts_per_run": CONTEXTS_PER_RUN, "row_group_rows": 256, "part_rows": 900} | options),
     ) as writer:
         if writer.is_finished:
             return
@@ -210,6 +215,30 @@ def main(folder):
     json.dump({"new": num_events, "added": num_added, "several": several, "num_runs": num_runs, "wrong": wrong}, sys.stdout)
 
 
+def main_merge(folder):
+    options = {"contexts_per_run": 1, "memory_budget_bytes": 1}
+    build(folder / "warm", CODERS)
+    in_child(folder / "spilled", CODERS, 0, worker=Worker(0, 1), **options)
+    shutil.copytree(folder / "spilled", folder / "whole")
+    num_events = in_child(folder / "whole", CODERS, 0, **options)[1]
+    expected, path, wrong, num_killed, premerged = (
+        tree(folder / "whole"),
+        folder / "killed",
+        verify_store(folder / "whole"),
+        0,
+        0,
+    )
+    for number in random.Random(0).sample(range(1, num_events + 1), 40):
+        shutil.copytree(folder / "spilled", path)
+        num_killed += in_child(path, CODERS, number, **options)[0]
+        premerged += any(path.rglob("building/runs/*/merged-*"))
+        in_child(path, CODERS, 0, **options)
+        if tree(path) != expected:
+            wrong.append(["merge", number])
+        shutil.rmtree(path)
+    json.dump({"killed": num_killed, "premerged": premerged, "wrong": wrong}, sys.stdout)
+
+
 def grow(path, number=0):
     """Extend the store coder by coder where that is not done; return (was it killed, its calls) of the last child."""
     StoreWriter.complete(path)
@@ -293,4 +322,6 @@ def main_workers(folder, seed):
 
 
 if __name__ == "__main__":
-    {"build": main, "grow": main_grow, "workers": main_workers}[sys.argv[1]](Path(sys.argv[2]), *sys.argv[3:])
+    {"build": main, "grow": main_grow, "merge": main_merge, "workers": main_workers}[sys.argv[1]](
+        Path(sys.argv[2]), *sys.argv[3:]
+    )

@@ -4,6 +4,7 @@ import errno
 import os
 import re
 import socket
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -12,6 +13,7 @@ import pytest
 from autointerp.errors import ConfigError, IdentityError, InputError, ResourceError, StoreError
 from autointerp.store import (
     CoderRecord,
+    DiskPlan,
     Document,
     Identity,
     StoreWriter,
@@ -26,6 +28,7 @@ from autointerp.store import (
 from autointerp.store.latents import summarise, summarise_stream
 from autointerp.store.merge import cut
 from autointerp.store.runs import SortedRows
+from autointerp.worker import Worker
 
 CTX_LEN = 16
 IDENTITY = Identity(ctx_len=CTX_LEN, subject_digest="sha256:subject", packing="fill")
@@ -431,16 +434,25 @@ def test_minhash_tells_equal_from_different():
     assert minhash_similarity(empty, empty) == 0.0
 
 
-def test_streamed_summary_equals_the_one_in_memory():
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_streamed_summary_equals_the_one_in_memory(dtype):
     rng = np.random.default_rng(1)
     positions = np.sort(rng.choice(50_000, 5_000, replace=False))
-    values = rng.normal(size=5_000).astype(np.float32) * rng.choice([1e-30, 1.0, 1e30], 5_000).astype(np.float32)
+    scale = rng.choice([1e-30, 1.0, 1e30] if dtype == np.float32 else [1e-3, 1.0, 1e3], 5_000).astype(dtype)
+    values = rng.normal(size=5_000).astype(dtype) * scale
     whole = summarise(np.zeros(5_000, np.int64), positions, values, num_latents=1, ctx_len=CTX_LEN)
-    blocks = [(positions[at : at + 617], values[at : at + 617]) for at in range(0, 5_000, 617)]
-    streamed = summarise_stream(lambda: blocks, ctx_len=CTX_LEN)
+    blocks, reads = [(positions[at : at + 617], values[at : at + 617]) for at in range(0, 5_000, 617)], []
+
+    def again():
+        reads.append(1)
+        return blocks
+
+    streamed = summarise_stream(iter(blocks), again, ctx_len=CTX_LEN)
+    assert len(reads) == (dtype == np.float32)
     assert streamed.count == whole.count and streamed.num_contexts == whole.num_contexts
     assert (streamed.minhash == whole.minhash).all()
     for name in whole.floats:
+        assert streamed.floats[name].dtype == np.float32
         np.testing.assert_allclose(streamed.floats[name], whole.floats[name], rtol=1e-6 if name == "mean" else 0)
     assert whole.floats["q50"][0] == np.sort(values)[2499]
 
@@ -474,13 +486,58 @@ def test_disk_full_is_one_sentence_and_the_build_goes_on(tmp_path, monkeypatch):
 
 def test_disk_plan(tmp_path):
     plan = plan_disk(1_000_000, {"a": 32, "b": 64})
-    assert plan.spill_bytes == 96 * 3_700_000 and plan.final_bytes == 96 * 3_100_000 + 4_000_000
+    assert plan.spill_bytes == 96 * 3_700_000 and plan.final_bytes == 96 * 3_100_000 + 10_000_000
     assert plan.spill_bytes < plan.peak_bytes < plan.spill_bytes + plan.final_bytes
     added = plan_disk(1_000_000, {"a": 32}, has_corpus=True)
     assert added.final_bytes == 32 * 3_100_000 and added.peak_bytes == 32 * 6_800_000
     check_disk(tmp_path / "not" / "yet", plan_disk(1000, {"a": 2}))
     with pytest.raises(ResourceError, match=r"takes about .* TB at its peak"):
         check_disk(tmp_path, plan_disk(10**12, {"a": 1000}))
+
+
+def test_disk_plan_of_values_beyond_float16():
+    plain, wide = plan_disk(1000, {"a": 10, "b": 10}), plan_disk(1000, {"a": 10, "b": 10}, float32={"b"})
+    assert wide.spill_bytes - plain.spill_bytes == wide.final_bytes - plain.final_bytes == 1000 * 10 * 2
+    assert wide.peak_bytes > plain.peak_bytes
+
+
+def test_room_for_what_is_still_to_be_written(tmp_path, monkeypatch):
+    free = [0]
+    monkeypatch.setattr("autointerp.store.disk.shutil.disk_usage", lambda _: SimpleNamespace(free=free[0]))
+    plan = DiskPlan(spill_bytes=100, final_bytes=1000, peak_bytes=1600, corpus_bytes=60, stored_bytes=500)
+    free[0] = 1100  # of the peak, 500 are there
+    check_disk(tmp_path, plan)
+    free[0] = 1099
+    with pytest.raises(ResourceError, match=r"takes about 1.1 kB at its peak, 1.0 kB in the end, and 1.1 kB are free"):
+        check_disk(tmp_path, plan)
+    (tmp_path / "written").write_bytes(b"x")
+    check_disk(tmp_path, plan)
+    # A worker merges nothing.
+    free[0] = 40
+    check_disk(tmp_path, plan, worker=Worker(1, 4))
+    free[0] = 39
+    for number in (0, 2, 4):
+        (tmp_path / f"run-{number:05d}-000.parquet").write_bytes(b"of others")
+    with pytest.raises(ResourceError, match="takes about 40 B for this worker of 4, and 39 B are free"):
+        check_disk(tmp_path, plan, worker=Worker(1, 4))
+    (tmp_path / "part-00005.parquet").write_bytes(b"x")
+    check_disk(tmp_path, plan, worker=Worker(1, 4))
+
+
+def test_what_others_wrote_into_the_tokenizer_folder_is_flushed(tmp_path, monkeypatch):
+    flushed, real = set(), os.fsync
+
+    def fsync(handle):
+        flushed.add(os.fstat(handle).st_ino)
+        real(handle)
+
+    path = tmp_path / "store"
+    build(path, Corpus(7), stop=5)
+    (path / "tokenizer/tokenizer.json").write_text("{}")
+    monkeypatch.setattr(os, "fsync", fsync)
+    build(path, Corpus(7))
+    assert (path / "tokenizer/tokenizer.json").stat().st_ino in flushed
+    assert "tokenizer/tokenizer.json" in open_store(path).manifest.files
 
 
 @pytest.mark.parametrize(("dtype", "key_bits"), [(np.float16, 48), (np.float16, 49), (np.float32, 40)])

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from test_store_build import CODERS, Corpus, build, tree, writer_at
+from test_store_grow import first, grow
 
 from autointerp.errors import AutointerpError, ResourceError
 from autointerp.store import verify_store, write_vocabulary
@@ -67,6 +68,32 @@ def test_a_damaged_build_goes_on_or_says_what_is_wrong(corpus, whole, spilled, t
             assert "\n" not in str(error) and str(path) in str(error)
         shutil.rmtree(path)
     assert told >= FLIPS // 4
+
+
+@pytest.mark.parametrize("what", ["new", "added", "extended"])
+def test_a_run_lost_while_it_is_merged_is_told(corpus, spilled, tmp_path, monkeypatch, what):
+    path = tmp_path / "store"
+    again, marker = {
+        "new": (lambda: build(path, corpus), MARKER),
+        "added": (lambda: build(path, corpus), MARKER),
+        "extended": (lambda: grow(path, corpus), "building/grown/building/runs/run-00001.json"),
+    }[what]
+    if what == "new":
+        shutil.copytree(spilled, path)
+    elif what == "added":
+        build(path, corpus, {"wide": CODERS["wide"]})
+    else:
+        build(path, first(corpus, 6))
+
+    def killed(*_args, **_options):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("autointerp.store.writer.merge_coder", killed)
+        again()
+    (path / marker).unlink()
+    with pytest.raises(AutointerpError, match=r"runs of 7 contexts and had 12 .* a file run-\*.json is missing"):
+        again()
 
 
 @pytest.fixture

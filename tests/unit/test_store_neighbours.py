@@ -1,10 +1,13 @@
 """Neighbours by co-firing and by cosine: against counting and sorting everything; looking one up; refusing what is stale."""
 
+import errno
+import os
+
 import numpy as np
 import pytest
 from small_store import random_fires, small_store
 
-from autointerp.errors import IdentityError, InputError, StoreError
+from autointerp.errors import IdentityError, InputError, ResourceError, StoreError
 from autointerp.store import cooccurrence, open_store
 from autointerp.store.cooccurrence import cooccurring
 from autointerp.store.cosine import nearest_by_cosine
@@ -61,10 +64,44 @@ def test_cooccurrence_is_what_counting_everything_gives(store, fires, k, pairs_p
 
 
 @pytest.mark.parametrize("pairs", [1, 100, 1 << 17])  # every latent alone; a few together; all of them
-def test_counts_do_not_depend_on_how_many_pairs_are_sorted_at_a_time(store, fires, pairs, monkeypatch):
+@pytest.mark.parametrize("budget", [0, 1 << 30], ids=["on disk", "in memory"])
+def test_counts_do_not_depend_on_how_many_pairs_are_sorted_at_a_time(store, fires, pairs, budget, monkeypatch):
     monkeypatch.setattr(cooccurrence, "_CACHED_PAIRS", pairs)
     monkeypatch.setattr(cooccurrence, "_POSITIONS", 7)
-    assert flattened(cooccurring(store.coder("sae"), k=250, num_positions=480)) == by_brute_force(fires, 250)
+    found = cooccurring(store.coder("sae"), k=250, num_positions=480, budget_bytes=budget)
+    assert flattened(found) == by_brute_force(fires, 250)
+
+
+def test_a_full_disk_under_the_positions_is_told_before_they_are_mapped(store, monkeypatch):
+    def full(_handle, _offset, length):
+        assert length == 4 * store.coder("sae").num_activations
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(ResourceError, match="the disk is full; free some space"):
+        list(cooccurring(store.coder("sae"), k=3, num_positions=480, budget_bytes=0))
+
+
+@pytest.mark.parametrize("error", [AttributeError, OSError(errno.EOPNOTSUPP, "not here")], ids=["macOS", "some disks"])
+def test_where_room_cannot_be_reserved_it_is_written(store, fires, monkeypatch, error):
+    def refused(*_):
+        raise error
+
+    monkeypatch.setattr(os, "posix_fallocate", refused)
+    monkeypatch.setattr(cooccurrence, "_CHUNK", 100)
+    found = cooccurring(store.coder("sae"), k=250, num_positions=480, budget_bytes=0)
+    assert flattened(found) == by_brute_force(fires, 250)
+
+
+def test_what_killed_processes_left_goes(tmp_path, fires):
+    reader = small_store(tmp_path / "store", fires).coder("sae")
+    left = reader.folder / ".tmp-cooccurrence-abc"
+    left.mkdir()
+    (left / "latents").write_bytes(b"x" * 100)
+    blocks = cooccurring(reader, k=3, num_positions=480, budget_bytes=0)
+    next(blocks)
+    assert not list(reader.folder.glob(".tmp*")) and not list(reader.folder.glob("tmp*"))
+    blocks.close()
 
 
 def test_a_latent_is_left_out_of_its_list_by_index_and_not_by_rank(store):
