@@ -115,6 +115,7 @@ UNBOUND = {("saebench", "0.2, 50% together")}
 """All fourteen answers stand in one prompt: nothing in them tells that they come together."""
 KINDS = tuple(Errors(rate) for rate in RATES)
 TOGETHER = Errors(0.2, shared=0.5)
+BY_DOCUMENT = Errors(0.2, shared=0.5, by_document=True)
 
 
 class Kept(StoreSource):
@@ -151,7 +152,8 @@ def truth_of(source: StoreSource, scorers: Sequence[Scorer], folder: Path) -> Tr
                 judged = scorer.judged(latent, None, source.selection.seed)
                 items = scorer.items(judged, source.selection.seed)
                 render = getattr(scorer, "render", lambda item, vocabulary: plain(vocabulary, item.tokens))
-                truth.show(text, ((render(item, source.vocabulary), item.truth) for item in items if item.is_asked))
+                asked = [item for item in items if item.is_asked]
+                truth.show(text, ((render(item, source.vocabulary), item.truth, item.document) for item in asked))
     return truth
 
 
@@ -220,10 +222,10 @@ def coverage(
     """Return one row per interval: scorer, kind of error, latent, seed, value, limits and the score that is implied.
 
     The `latents` take turns, one for each seed. `variants` run for every other turn, so that all latents have part in them.
-    `together`: also with errors that come together. Rows are headlines, and the rates that balanced accuracy is made of.
+    `together`: also with errors that come together, in either way. Rows are headlines, and the rates that balanced accuracy is made of.
     """
     store = plant_store(folder / "store", num_tokens=num_tokens, levels=[Noise(kind="moved", share=0)])
-    errors = [*kinds, *([TOGETHER] if together else [])]
+    errors = [*kinds, *([TOGETHER, BY_DOCUMENT] if together else [])]
     jobs = [(seed, errors, {} if seed // len(latents) % 2 else variants, latents[seed % len(latents)]) for seed in range(seeds)]
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=_quiet) as pool:
         running = [pool.submit(scored, store, folder, *job) for job in jobs]
