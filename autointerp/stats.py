@@ -8,10 +8,10 @@ averaged.
 - Balanced accuracy: MOVER (Newcombe 1998, method 10; Zou and Donner 2008): distances to the limits of two independent rates,
   squared and added.
 - AUROC: Newcombe (2006, part 2), method 5: the score equation with a symmetrised Hanley-McNeil variance. Defined at 1.0.
-- Examples that share a prompt or a document: the effective number of examples is n / design effect (Kish 1965). The effect is the
-  variance of sums of influences by cluster over that of independent examples (Obuchowski 1997 for the AUROC), for two ways of
-  clustering that cross the sum of both less that of their intersections (Cameron, Gelbach and Miller 2011), never below that of
-  either nor below 1.
+- Examples that share a prompt or a document: the effective number of examples is n / design effect (Kish 1965). The effect is
+  the variance of sums of influences by cluster over that of independent examples (Obuchowski 1997 for the AUROC); for two ways
+  of clustering that cross, the sum of both less that of their intersections (Cameron, Gelbach and Miller 2011). Never below
+  that of either way, nor below 1, nor above the size of the clusters.
 - Correlation: Pearson's, never calibrated, so that its sign is the data's. Interval by the delete-one jackknife over clusters
   (documents) on Fisher's z scale (Efron and Tibshirani 1993, chapter 11): tokens of one text are not independent, so none is
   ever left out alone. A few documents carry the variance of sparse data, so the t quantile has the degrees of freedom of a
@@ -133,8 +133,8 @@ def clustered_accuracy(
 ) -> Interval:
     """Return the interval of balanced accuracy of answers (1 right, 0 wrong) that come in clusters.
 
-    The clusters of every positive and then of every negative, as :func:`design_effect` takes them; one may hold examples of both
-    classes. The design effect is that of the mean of both rates.
+    The clusters are those of every positive and then of every negative, as :func:`design_effect` takes them; one may hold
+    examples of both classes. The design effect is that of the mean of both rates.
     """
     classes = [np.asarray(right, np.float64) for right in (positives, negatives)]
     deff = design_effect(np.concatenate([(right - right.mean()) / len(right) for right in classes]), clusters, crossed)

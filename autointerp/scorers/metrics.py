@@ -2,10 +2,10 @@
 
 Balanced accuracy, accuracy, AUROC, correlation and TNR are computed for each source of negatives apart, never pooled; what
 concerns positives only, also by quantile, has ``negatives = "none"``. Examples of one prompt or of one document are not
-independent: numbers of examples are divided by the design effect of both, and the method name ends in ``_clustered`` (where every
-example is judged alone, only documents are clusters). What all examples share can be seen in none: the name then ends in
-``_one_prompt`` or ``_one_document``, and errors that come together there are not allowed for. ``tpr_by_activation`` weights each
-positive by its greatest |activation|. A metric whose class is empty is ``undefined``.
+independent: numbers of examples are divided by the design effect of both, and the method name ends in ``_clustered``; where
+every example is judged alone, only documents are clusters. What all examples share can be seen in none: the name then ends in
+``_one_prompt`` or ``_one_document``, and errors that come together there are not allowed for. ``tpr_by_activation`` weights
+each positive by its greatest |activation|. A metric whose class is empty is ``undefined``.
 """
 
 from __future__ import annotations
