@@ -194,8 +194,6 @@ def clustered(reps: int, *, with_effect: bool, sizes: tuple[int, ...] = (50, 100
 
 
 DOCUMENTS = (8, 15, 25, 50)
-FEW = 8
-"""So few documents are not bound: too few to tell from how they vary."""
 
 
 def shared_luck(
@@ -250,10 +248,9 @@ def documents(reps: int, *, what: str) -> Table:
     )
     note = (
         f"{n} + {n} examples. A share of the answers hangs on one draw for their prompt or their document, whose examples of both "
-        f"classes it holds alike; {reps} draws each. The column of {FEW} documents is not bound by the rule."
+        f"classes it holds alike; {reps} draws each."
     )
-    sizes = tuple(0 if num <= FEW else n for num in DOCUMENTS)
-    return Table(title, note, tuple(f"{num} documents" for num in DOCUMENTS), rows, sizes)
+    return Table(title, note, tuple(f"{num} documents" for num in DOCUMENTS), rows, (n,) * len(DOCUMENTS))
 
 
 def predictions(
