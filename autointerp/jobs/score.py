@@ -21,8 +21,8 @@ from autointerp import tables
 from autointerp.config import RUNTIME
 from autointerp.embed import open_embedder
 from autointerp.errors import ConfigError, IdentityError
-from autointerp.examples.negatives import NEGATIVES
 from autointerp.examples.selection import SelectionConfig
+from autointerp.jobs.control_gaps import gaps
 from autointerp.jobs.explain import wanted_latents
 from autointerp.jobs.methods import build_scorer, check_needs, missing
 from autointerp.jobs.plan import Plan, read_plan
@@ -40,6 +40,7 @@ from autointerp.jobs.score_controls import (
 )
 from autointerp.jobs.session import (
     Control,
+    SampleSize,
     Source,
     StageConfig,
     StoreSource,
@@ -86,8 +87,9 @@ class ScoreConfig(StageConfig):
     """Settings of scorers, by the names in `scorers`."""
     controls: tuple[Control, ...] = ()
     """Controls to run beside the scorers: ``shuffled``, ``generic``, ``lexical``; see `jobs.score_controls`."""
-    control_latents: int | None = Field(default=200, ge=1, json_schema_extra=RUNTIME)
-    """``generic`` and ``lexical`` are run on those planned latents that ``random:N`` names, for N of this; None = on all."""
+    control_latents: SampleSize = Field(default=200, json_schema_extra=RUNTIME)
+    """``generic`` and ``lexical`` are run on those planned latents that ``random:N`` names, for N of this; None or ``all`` = on
+    all."""
     selection: SelectionConfig | None = None
     """Which examples are scored; None = as explained. Only counts and sources of scored examples may differ from that."""
 
@@ -229,14 +231,19 @@ async def score_from(
     for scorer in scorers:
         for control in (None, *controls_for(config.controls, explainer, scorer)):
             judged = control_scorer(scorer, control)
-            method = score_method(source, explainer, judged, engine, control, embedder=embedder, sample=chosen)
+            method = score_method(source, explainer, scorer, engine, control, embedder=embedder, sample=chosen)
             works.append(ScoreWork(source, judged, method, explanations, embedder, sample if control in SAMPLED else None))
     for work in works:
         folder.register(work.method)
+        folder.record_sample(work.method)
     folder.record_run("score", describe_run("score", config))
+    run_on_sample = {work.method.control for work in works if work.method.control in SAMPLED}
+    notes = sample_gaps(config, source, plan, scope, run_on_sample)
+    for note in notes:
+        logger.warning("%s", note)
     leases = Leases(folder.leases, expiry_s=config.lease_expiry_s)
     try:
-        return await run_works(
+        report = await run_works(
             config,
             folder,
             works,
@@ -248,8 +255,19 @@ async def score_from(
             progress=progress,
             stop=stop,
         )
+        return replace(report, notes=notes)
     finally:
         leases.close()
+
+
+def sample_gaps(
+    config: ScoreConfig, source: Source, plan: Plan, scope: Mapping[str, np.ndarray] | None, controls: Iterable[str | None]
+) -> tuple[str, ...]:
+    """Return a sentence on each coder of which the sampled ones among `controls` are run on fewer latents than could be."""
+    planned = plan.latents(plan.coders, only_requested=True)
+    wanted = planned if scope is None else {c: np.intersect1d(scope[c], planned[c]) for c in planned if c in scope}
+    names = [control for control in controls if control in SAMPLED]
+    return gaps(names, wanted, map(source.statistics, wanted), config.control_latents, seed=source.selection.seed)
 
 
 def score_method(
@@ -265,8 +283,12 @@ def score_method(
     """Return the identity of a scorer: itself, its judge or embedder, what it grades, its examples, and the control.
 
     One that needs no explanation has no part in the explainer: its rows lie under ``latent``, the same for every explainer.
-    `sample`: latents of each coder that a sampled control is run on; recorded, and no part of the identity.
+    Under a control it holds the scorer's own identity, so that each scorer's controls are apart from those of its other
+    settings and judges, even where rules judge both. `sample`: latents of each coder that a sampled control is run on;
+    recorded, and no part of the identity.
     """
+    base = score_method(source, explainer, scorer, engine, None, embedder=embedder).id if control is not None else None
+    scorer = control_scorer(scorer, control)
     judge = engine if scorer.needs.engine else None
     embeds = embedder.id if scorer.needs.embedder and embedder is not None else None
     recorded = {}
@@ -277,6 +299,7 @@ def score_method(
         name=scorer.name,
         model=judge.id.model if judge is not None else embeds or "rule",
         control=control,
+        control_of=base,
         explainer=explainer.label if scorer.needs.explanation else LATENT,
         identity={
             **({"explainer_id": explainer.id} if scorer.needs.explanation else {}),
@@ -285,6 +308,7 @@ def score_method(
             "settings": dict(scorer.identity()),
             "judge": engine_identity(judge),
             "control": control,
+            **({"control_of": base} if base is not None else {}),
             "selection": selection_digest(source.selection),
             **control_identity(control),
         },
@@ -361,13 +385,13 @@ class ScoreWork:
 
     def without_result(self, latent: LatentExamples, status: Status) -> ShardRows:
         own = self._own((latent.coder, latent.latent))
-        return ShardRows(scores=[self._empty(latent, row, status) for row in own])
+        return ShardRows(scores=[score for row in own for score in self._empty(latent, row, status)])
 
     async def process(self, latent: LatentExamples, engine: Engine | None) -> ShardRows:
         key = (latent.coder, latent.latent)
         own = self._own(key)
         unusable = [row for row in own if row.status != "ok"]
-        rows = ShardRows(scores=[self._empty(latent, row, row.status) for row in unusable])
+        rows = ShardRows(scores=[score for row in unusable for score in self._empty(latent, row, row.status)])
         if len(unusable) == len(own):
             return rows
         judge = engine if self._scorer.needs.engine else None
@@ -383,7 +407,7 @@ class ScoreWork:
                 may_come = any(row.status in RETRYABLE for row in theirs)
                 status: Status = "no_reply" if may_come else "not_applicable"
                 why = f"the control {self.method.control} has no explanation to put in place of the latent's"
-                rows.scores.append(self._empty(latent, None, status, reason=why))
+                rows.scores += self._empty(latent, None, status, reason=why)
         for row in graded:
             rows.extend(await self._score(latent, row, resources))
         return rows
@@ -408,7 +432,14 @@ class ScoreWork:
         return ShardRows(
             verdicts=[replace(verdict, **filled) for verdict in result.verdicts],
             scores=[
-                replace(score, **filled, selection_id=latent.selection_id, explainer=self._explainer) for score in result.scores
+                replace(
+                    score,
+                    **filled,
+                    base_id=self.method.base_id,
+                    selection_id=latent.selection_id,
+                    explainer=self._explainer,
+                )
+                for score in result.scores
             ],
         )
 
@@ -422,21 +453,26 @@ class ScoreWork:
         partner = int(np.asarray(self._source.partners(key[0]))[key[1]])
         return (key[0], partner) if partner >= 0 else None
 
-    def _empty(self, latent: LatentExamples, row: Explanation | None, status: Status, *, reason: str | None = None) -> Score:
-        """The row of a latent without a score: of the headline metric, so that coverage can be read from it."""
-        return Score(
+    def _empty(
+        self, latent: LatentExamples, row: Explanation | None, status: Status, *, reason: str | None = None
+    ) -> list[Score]:
+        """The rows of a latent without a score: of the headline metric and each source, so that coverage can be read."""
+        wanted = self._source.selection.negative_sources
+        known = getattr(self._scorer, "sources", None)
+        empty = Score(
             coder=latent.coder,
             latent=latent.latent,
             explanation_id=row.explanation_id if row is not None else "",
             scorer=self.method.name,
             scorer_id=self.method.id,
+            base_id=self.method.base_id,
             selection_id=latent.selection_id,
             control=self.method.control,
             judge=self.method.model,
             explainer=self._explainer,
             metric=str(getattr(self._scorer, "headline", "balanced_accuracy")),
             is_headline=True,
-            negatives=getattr(self._scorer, "negatives", None) or NEGATIVES[self._source.selection.negatives[0]].label,
+            negatives="none",
             quantile=None,
             status=status,
             value=None,
@@ -448,6 +484,7 @@ class ScoreWork:
             num_scored=0,
             reason=reason or (row.reason if row is not None else None),
         )
+        return [replace(empty, negatives=source) for source in (known(wanted) if known is not None else wanted)]
 
 
 def _blank(key: Key) -> Explanation:

@@ -21,7 +21,7 @@ import orjson
 
 from autointerp.digest import digest, short
 from autointerp.errors import ConfigError, IdentityError, ResourceError, StoreError
-from autointerp.files import TEMPORARY_PREFIX, disk_errors, read_json, sync_folder
+from autointerp.files import TEMPORARY_PREFIX, disk_errors, read_json, sync_folder, write_json
 
 FOLDER_SCHEMA = 1
 Stage = Literal["explain", "score"]
@@ -41,6 +41,8 @@ class Method:
     model: str
     """The model that answers: the explainer's, or the judge's (``rule`` or ``none`` where there is no model)."""
     control: str | None = None
+    control_of: str | None = None
+    """`id` of the scorer that this is a control of."""
     explainer: str | None = None
     """Folder name of the explainer whose rows are scored; None for explainers."""
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -50,6 +52,11 @@ class Method:
     def id(self) -> str:
         """Digest of the identity: the ``explainer_id`` or ``scorer_id`` of the rows."""
         return digest(dict(self.identity))
+
+    @property
+    def base_id(self) -> str:
+        """The ``base_id`` of the rows: a scorer and its controls share it."""
+        return self.control_of or self.id
 
     @property
     def label(self) -> str:
@@ -197,6 +204,22 @@ class ResultsFolder:
                 raise IdentityError(
                     f"{path.parent} belongs to another method: id is {found} there and {method.id} now; choose another folder"
                 )
+
+    def record_sample(self, method: Method) -> None:
+        """Record on which latents of each coder a registered method is run by now, the most so far; no ``sample`` = on all."""
+        path = self.state(method.stage, method.label) / "method.json"
+        content = read_json(path)
+        before, now = content["settings"].get("sample"), method.settings.get("sample")
+        if before is None:
+            return
+        if now is None:
+            del content["settings"]["sample"]
+        else:
+            content["settings"]["sample"] = before | {
+                c: max(before.get(c, []), list(latents), key=len) for c, latents in now.items()
+            }
+        if content["settings"].get("sample") != before:
+            write_json(path, content)
 
     def methods(self, stage: Stage) -> list[Method]:
         """Return the methods that have been started, by folder name."""

@@ -11,7 +11,7 @@ import pytest
 from autointerp import explain, load_explanations, load_scores, load_verdicts, score
 from autointerp.errors import ConfigError, IdentityError
 from autointerp.examples.selection import SelectionConfig
-from autointerp.jobs.cost import plan_explain, plan_score
+from autointerp.jobs.cost import plan_explain, plan_pipeline, plan_score
 from autointerp.jobs.explain import ExplainConfig
 from autointerp.jobs.score import ScoreConfig
 from autointerp.jobs.status import status
@@ -106,6 +106,25 @@ def test_coverage(results):
     assert explained.set_index("decile")["too_few_examples"][-1] == 3
 
 
+def test_coverage_is_by_source_of_negatives(store, tmp_path):
+    """A latent that is one word has no silent window with that word: a score against random ones does not hide it."""
+    path, selection = tmp_path / "r", SELECTION.model_copy(update={"negatives": ("random", "same_token")})
+    config = ExplainConfig(store=store, results=path, latents="0-5,21", explainer="lexical", selection=selection)
+    assert explain(config, progress=False).exit_code == 0
+    rules = {**RULE, "simulation": {"judge": "rule"}, "saebench": {"judge": "rule"}}
+    assert score(ScoreConfig(results=path, scorers=tuple(rules), options=rules), progress=False).exit_code == 0
+    table = coverage(path).groupby(["method", "negatives"])[["num_rows", "ok", "too_few_examples"]].sum()
+    assert table.index.get_level_values("negatives").value_counts().to_dict() == {"random": 4, "same_token": 3, "none": 1}
+    for (method, source), row in table.iterrows():
+        lost = 7 if source == "same_token" else 1
+        assert row.to_dict() == {"num_rows": 7, "ok": 7 - lost, "too_few_examples": lost}, (method, source)
+    scores = load_scores(path)
+    reasons = scores[scores["is_headline"] & (scores["negatives"] == "same_token") & (scores["latent"] == 3)]["reason"]
+    assert reasons.tolist() == ["same_token negatives: the latent has no such windows"] * 3
+    assert summary(path).query("negatives == 'same_token'")["num_missing"].tolist() == [7, 7, 7]
+    assert verify(path) == []
+
+
 def test_plain_pandas(results):
     frame = pd.read_parquet(results / "scores")
     assert frame.groupby(["scorer", "metric"])["value"].median().notna().any()
@@ -180,3 +199,27 @@ def test_plans(store, results, tmp_path):
     assert (estimate.num_latents, estimate.requests.value) == (20, 0) and estimate.disk_bytes > 0
     estimates = plan_score(ScoreConfig(results=results, options=RULE))
     assert [estimate.num_latents for estimate in estimates] == [0, 0]
+
+
+class Letters:
+    """An embedder of one's own."""
+
+    id = "letters"
+
+    def embed(self, texts):
+        counts = np.array([[1 + text.count(letter) for letter in "0123456789"] for text in texts], np.float32).reshape(-1, 10)
+        return counts / np.linalg.norm(counts, axis=1, keepdims=True)
+
+
+def test_a_plan_of_both_stages_leaves_out_what_is_done(store, tmp_path):
+    config = ExplainConfig(store=store, results=tmp_path / "r", latents="0-5", explainer="lexical", selection=SELECTION)
+    scoring = {"scorers": ("detection", "embedding"), "options": {"detection": {"judge": "rule"}}}
+    scoring |= {"embedder": f"{__name__}:Letters", "controls": ("shuffled", "generic")}
+    before = plan_pipeline(config, scoring)
+    assert [estimate.num_latents for estimate in before] == [6] * 7
+    assert [estimate.embedded_texts is not None for estimate in before] == [False] * 4 + [True] * 3
+    explain(config.model_copy(update={"controls": ("shuffled",)}), progress=False)
+    score(ScoreConfig.parse({**scoring, "results": tmp_path / "r"}), progress=False)
+    assert [estimate.num_latents for estimate in plan_pipeline(config, scoring)] == [0] * 7
+    more = plan_pipeline(config.model_copy(update={"latents": "0-7"}), scoring)
+    assert [estimate.num_latents for estimate in more] == [2] * 7
