@@ -8,8 +8,10 @@ averaged.
 - Balanced accuracy: MOVER (Newcombe 1998, method 10; Zou and Donner 2008): distances to the limits of two independent rates,
   squared and added.
 - AUROC: Newcombe (2006, part 2), method 5: the score equation with a symmetrised Hanley-McNeil variance. Defined at 1.0.
-- Examples that shared a prompt: the effective number of examples is n / design effect (Kish 1965), the intra-class correlation
-  estimated by one-way analysis of variance (Donald and Donner 1987) and never taken below 0.
+- Examples that share a prompt or a document: the effective number of examples is n / design effect (Kish 1965). The effect is
+  the variance of sums of influences by cluster over that of independent examples (Obuchowski 1997 for the AUROC); for two ways
+  of clustering that cross, the sum of both less that of their intersections (Cameron, Gelbach and Miller 2011). Never below
+  that of either way, nor below 1, nor above the size of the clusters.
 - Correlation: Pearson's, never calibrated, so that its sign is the data's. Interval by the delete-one jackknife over clusters
   (documents) on Fisher's z scale (Efron and Tibshirani 1993, chapter 11): tokens of one text are not independent, so none is
   ever left out alone. A few documents carry the variance of sparse data, so the t quantile has the degrees of freedom of a
@@ -56,27 +58,47 @@ class Interval:
         return Interval(value=value, low=math.nan, high=math.nan, method="none")
 
 
-def design_effect(values: Sequence[float] | np.ndarray, clusters: Sequence[Hashable] | np.ndarray) -> float:
-    """Return by how much clustering inflates the variance of the mean of `values`; at least 1.
+def design_effect(
+    influence: Sequence[float] | np.ndarray,
+    clusters: Sequence[Hashable] | np.ndarray,
+    crossed: Sequence[Hashable] | np.ndarray | None = None,
+) -> float:
+    """Return by how much clustering inflates the variance of a statistic; at least 1.
 
-    1 + (m - 1) icc for k clusters of m values, with m the size-weighted mean. 1 where all clusters are single or all values
-    equal.
+    `influence`: how much each example moves the statistic, up to a constant: of a rate, its values. `crossed`: a second way in
+    which the same examples come in clusters. The estimate of both together is not taken for less than that of either. It is 1
+    where nothing differs, and where all clusters are single or there is but one.
     """
-    x = np.asarray(values, np.float64)
-    _, index, sizes = np.unique(np.asarray(clusters), return_inverse=True, return_counts=True)
-    n, k = len(x), len(sizes)
-    if k == n or k < 2:
+    x = np.asarray(influence, np.float64)
+    n = len(x)
+    codes = [np.unique(np.asarray(way), return_inverse=True)[1] for way in (clusters, crossed) if way is not None]
+    ways = [code for code in codes if n and 0 < code.max() < n - 1]
+    if not ways or _is_constant(x):
         return 1.0
-    means = np.bincount(index, weights=x) / sizes
-    within = float(np.square(x - means[index]).sum()) / (n - k)
-    between = float((sizes * np.square(means - x.mean())).sum()) / (k - 1)
-    size = (n - float(np.square(sizes).sum()) / n) / (k - 1)
-    if between <= within:
-        return 1.0
-    correlation = (between - within) / (between + (size - 1) * within)
-    effect = 1.0 + (float(np.square(sizes).sum()) / n - 1.0) * correlation
-    # The effect rests on k clusters: their t quantile takes the place of the normal one.
-    return max(1.0, effect) * (float(stdtrit(k - 1, 0.5 + LEVEL / 2)) / float(ndtri(0.5 + LEVEL / 2))) ** 2
+    x = x - x.mean()
+    found = [_inflation(x, way) for way in ways]
+    least = min(degrees for _, _, degrees in found)
+    if len(ways) == 2:
+        both, _, _ = _inflation(x, ways[0] * n + ways[1])
+        found.append((found[0][0] + found[1][0] - both, 1.0, least))
+    # No more than if all examples of a cluster were alike.
+    most = max(size for _, size, _ in found)
+    # An effect rests on few clusters: their t quantile takes the place of the normal one.
+    z = float(ndtri(0.5 + LEVEL / 2))
+    effects = [effect * (float(stdtrit(degrees, 0.5 + LEVEL / 2)) / z) ** 2 for effect, _, degrees in found]
+    return min(max(1.0, *effects), most)
+
+
+def _inflation(x: np.ndarray, clusters: np.ndarray) -> tuple[float, float, float]:
+    """Return the variance of the sum of `x` (of mean 0) by clusters over that without, their size and degrees of freedom.
+
+    Clusters of different size count as fewer: as n / m for n examples, with m the size of the mean example's cluster.
+    """
+    n = len(x)
+    _, index, sizes = np.unique(clusters, return_inverse=True, return_counts=True)
+    size = float(np.square(sizes).sum()) / n
+    by_cluster = float(np.square(np.bincount(index, weights=x)).sum()) / (n - size)
+    return by_cluster / (float(np.square(x).sum()) / (n - 1)), size, max(1.0, n / size - 1)
 
 
 def wilson(successes: float, n: float, *, deff: float = 1.0, level: float = LEVEL) -> Interval:
@@ -111,20 +133,19 @@ def balanced_accuracy(positives: Interval, negatives: Interval) -> Interval:
 
 
 def clustered_accuracy(
-    positives: tuple[Sequence[float], Sequence[Hashable]], negatives: tuple[Sequence[float], Sequence[Hashable]]
+    positives: Sequence[float] | np.ndarray,
+    negatives: Sequence[float] | np.ndarray,
+    clusters: Sequence[Hashable] | np.ndarray,
+    crossed: Sequence[Hashable] | np.ndarray | None = None,
 ) -> Interval:
-    """Return the interval of balanced accuracy of answers (1 right, 0 wrong) that come in clusters; each class is (right,
-    clusters).
+    """Return the interval of balanced accuracy of answers (1 right, 0 wrong) that come in clusters.
 
-    A cluster may hold examples of both classes. Each class has its own design effect, and not less than that of both together.
+    The clusters are those of every positive and then of every negative, as :func:`design_effect` takes them; one may hold
+    examples of both classes. The design effect is that of the mean of both rates.
     """
-    centred = np.concatenate([np.asarray(right, np.float64) - np.mean(right) for right, _ in (positives, negatives)])
-    both = design_effect(centred, [*positives[1], *negatives[1]])
-    rates = [
-        wilson(float(np.sum(right)), len(right), deff=max(both, design_effect(right, clusters)))
-        for right, clusters in (positives, negatives)
-    ]
-    return balanced_accuracy(*rates)
+    classes = [np.asarray(right, np.float64) for right in (positives, negatives)]
+    deff = design_effect(np.concatenate([(right - right.mean()) / len(right) for right in classes]), clusters, crossed)
+    return balanced_accuracy(*(wilson(float(right.sum()), len(right), deff=deff) for right in classes))
 
 
 def auroc(positives: Sequence[float] | np.ndarray, negatives: Sequence[float] | np.ndarray) -> float:
@@ -137,6 +158,19 @@ def auroc(positives: Sequence[float] | np.ndarray, negatives: Sequence[float] | 
         raise ValueError(f"AUROC needs both classes, {len(p)} positives and {len(n)} negatives given")
     below = np.searchsorted(n, p, side="left") + np.searchsorted(n, p, side="right")
     return float(below.sum()) / (2 * len(p) * len(n))
+
+
+def auroc_influence(positives: Sequence[float] | np.ndarray, negatives: Sequence[float] | np.ndarray) -> np.ndarray:
+    """Return how much each example moves the AUROC, positives first, with sum 0 in each class: for its design effect.
+
+    The structural components of DeLong, DeLong and Clarke-Pearson (1988), which Obuchowski (1997) sums by cluster.
+    """
+    p, n = np.asarray(positives, np.float64), np.asarray(negatives, np.float64)
+    components = []
+    for own, others, sign in ((p, np.sort(n), 1.0), (n, np.sort(p), -1.0)):
+        below = np.searchsorted(others, own, side="left") + np.searchsorted(others, own, side="right")
+        components.append(sign * (below - below.mean()) / (2 * len(own) * len(others)))
+    return np.concatenate(components)
 
 
 def auroc_newcombe(

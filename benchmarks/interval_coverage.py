@@ -149,8 +149,8 @@ def areas(
 
 def prompts_of_five(
     rates: tuple[float, float], correlation: float, n: int, random: np.random.Generator, *, shared: bool
-) -> list[tuple[list[float], list[int]]]:
-    """Return right or wrong and the prompt of n positives and n negatives, shuffled into prompts of five.
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return right or wrong of n positives and of n negatives, and the prompt of each, shuffled into prompts of five.
 
     The chance of a right answer varies between prompts; `shared`: alike for both classes, else for each apart.
     """
@@ -163,12 +163,11 @@ def prompts_of_five(
         if correlation > 0 and rate < 1:
             strength = 1 / correlation - 1
             chance = betaincinv(rate * strength, (1 - rate) * strength, position)
-        classes.append(((random.random(n) < chance[own]).astype(float).tolist(), own.tolist()))
-    return classes
+        classes.append((random.random(n) < chance[own]).astype(float))
+    return classes[0], classes[1], prompts
 
 
-def clustered(reps: int, *, with_effect: bool) -> Table:
-    sizes = (50, 100)
+def clustered(reps: int, *, with_effect: bool, sizes: tuple[int, ...] = (50, 100)) -> Table:
     rows = []
     for shared in (False, True):
         for correlation in (0.0, 0.1, 0.3, 0.5):
@@ -178,11 +177,11 @@ def clustered(reps: int, *, with_effect: bool) -> Table:
                     random = np.random.default_rng([7, n, int(100 * correlation), int(100 * tpr), shared])
                     held = 0
                     for _ in range(reps):
-                        p, q = prompts_of_five((tpr, tnr), correlation, n, random, shared=shared)
+                        p, q, prompts = prompts_of_five((tpr, tnr), correlation, n, random, shared=shared)
                         if with_effect:
-                            interval = stats.clustered_accuracy(p, q)
+                            interval = stats.clustered_accuracy(p, q, prompts)
                         else:
-                            interval = stats.balanced_accuracy(stats.wilson(sum(p[0]), n), stats.wilson(sum(q[0]), n))
+                            interval = stats.balanced_accuracy(stats.wilson(p.sum(), n), stats.wilson(q.sum(), n))
                         held += interval.low <= (tpr + tnr) / 2 <= interval.high
                     values.append(held / reps)
                 rows.append((f"TPR {tpr}, TNR {tnr}, correlation {correlation}" + ", both classes alike" * shared, values))
@@ -191,7 +190,67 @@ def clustered(reps: int, *, with_effect: bool) -> Table:
         not with_effect
     )
     title = f"Balanced accuracy, five examples per prompt: {what}"
-    return Table(title, note, tuple(f"n = {n} + {n}" for n in sizes), rows, sizes if with_effect else (0, 0))
+    return Table(title, note, tuple(f"n = {n} + {n}" for n in sizes), rows, sizes if with_effect else (0,) * len(sizes))
+
+
+DOCUMENTS = (8, 15, 25, 50)
+
+
+def shared_luck(
+    n: int, num_documents: int, size: int, rate: float, shared: tuple[float, float], random: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return right or wrong of n positives and then n negatives, their prompts of `size` examples, and their documents.
+
+    `shared`: of the answers, how many hang on one draw for their prompt, and how many on one for their document.
+    """
+    prompts = random.permutation(np.repeat(np.arange(-(-2 * n // size)), size)[: 2 * n])
+    documents = random.integers(0, num_documents, 2 * n)
+    draws = np.stack([random.random(2 * n)[prompts], random.random(2 * n)[documents], random.random(2 * n)])
+    kind = np.searchsorted(np.cumsum(shared), random.random(2 * n), side="right")
+    return draws[kind, np.arange(2 * n)] >= rate, prompts, documents
+
+
+def documents(reps: int, *, what: str) -> Table:
+    """Coverage of balanced accuracy in prompts of five, or of the AUROC of examples that are judged alone."""
+    cases = {
+        "nothing": (0.0, 0.0),
+        "prompt 50%": (0.5, 0.0),
+        "document 50%": (0.0, 0.5),
+        "prompt 30%, document 30%": (0.3, 0.3),
+    }
+    is_list, n = what == "balanced accuracy", 50
+    rows = []
+    for rate in (0.05, 0.2):
+        for name, shared in cases.items():
+            if shared[0] and not is_list:
+                continue
+            values = []
+            for num in DOCUMENTS:
+                random = np.random.default_rng([17, is_list, num, int(100 * rate), *(int(100 * share) for share in shared)])
+                held = 0
+                for _ in range(reps):
+                    right, prompts, docs = shared_luck(n, num, 5 if is_list else 1, rate, shared, random)
+                    if is_list:
+                        interval = stats.clustered_accuracy(right[:n], right[n:], prompts, docs)
+                    else:
+                        # One that reads as activating ranks above one that reads as silent; within either ranks are random.
+                        values_of = (right == (np.arange(2 * n) < n)) + 0.5 * random.random(2 * n)
+                        p, q = values_of[:n], values_of[n:]
+                        deff = stats.design_effect(stats.auroc_influence(p, q), prompts, docs)
+                        interval = stats.auroc_newcombe(stats.auroc(p, q), n, n, deff=deff)
+                    held += interval.low - 1e-12 <= 1 - rate <= interval.high + 1e-12
+                values.append(held / reps)
+            rows.append((f"error rate {rate}, shared: {name}", values))
+    title = (
+        "Balanced accuracy, prompts of five from few documents: `mover_wilson_clustered`"
+        if is_list
+        else "AUROC, examples judged alone from few documents: `newcombe_auroc_clustered`"
+    )
+    note = (
+        f"{n} + {n} examples. A share of the answers hangs on one draw for their prompt or their document, whose examples of both "
+        f"classes it holds alike; {reps} draws each."
+    )
+    return Table(title, note, tuple(f"{num} documents" for num in DOCUMENTS), rows, (n,) * len(DOCUMENTS))
 
 
 def predictions(
@@ -280,6 +339,8 @@ def tables(reps: int) -> list[Table]:
         areas(levels, "scores with two values", reps, 3),
         clustered(reps, with_effect=True),
         clustered(reps, with_effect=False),
+        documents(reps // 2, what="balanced accuracy"),
+        documents(reps // 2, what="AUROC"),
         correlations(reps // 4),
         summaries(reps),
     ]
@@ -292,9 +353,26 @@ Written by `python -m benchmarks.interval_coverage --write`; the formulas and th
 `autointerp/stats.py`.
 
 `n` is examples of one class. A latent is scored on 50 + 50 by default. At n = 10 (a quantile's TPR has about 5) intervals are
-so wide that they say little, but they still say it honestly. Where several examples share a prompt, numbers of examples are
-divided by the design effect, estimated from the answers; with two or three examples of a class per prompt the estimate is
-noisy, and never below 1.
+so wide that they say little, but they still say it honestly.
+
+Examples of one prompt or of one document are not independent: numbers of examples are divided by a design effect, estimated from
+the answers by prompts and by documents together. It is never below 1, never above what it would be if all examples of a cluster
+were alike, and its t quantile counts the clusters that it was estimated from, so that intervals are wide where clusters are few.
+
+What `ci_method` says, as it is put together:
+
+| name | meaning |
+|---|---|
+| `wilson`, `wilson_weighted` | a rate; with weights |
+| `mover_wilson` | balanced accuracy: of two rates |
+| `newcombe_auroc` | AUROC |
+| `wilson_average_precision` | average precision |
+| `jackknife_document` | correlation, leaving out one document at a time |
+| `wilson_document` | correlation where at most one document is wrong: a rate of right documents |
+| `none` | no interval |
+| `..._clustered` | some examples share a prompt (for intruder: a quantile) or a document, and the interval allows for it |
+| `..._one_prompt` | all examples stood in one prompt (saebench). Whether errors come together there cannot be told from the answers: this is not allowed for, while shared documents are |
+| `..._one_document`, `..._one_quantile` | likewise |
 """
 
 

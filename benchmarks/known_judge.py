@@ -41,10 +41,13 @@ class Errors:
     """Of all answers, 0..1."""
     shared: float = 0.0
     """Share of answers that hang on their cluster's luck, not on their own: errors come together."""
+    by_document: bool = False
+    """Clusters are documents for every scorer, else what the answers of a scorer share: a prompt, a quantile, a document."""
 
     @property
     def label(self) -> str:
-        return f"{self.rate:g}" + (f", {self.shared:.0%} together" if self.shared else "")
+        together = "by document" if self.by_document else "together"
+        return f"{self.rate:g}" + (f", {self.shared:.0%} {together}" if self.shared else "")
 
 
 @dataclass(frozen=True)
@@ -65,8 +68,8 @@ class Truth:
         self._vocabulary = vocabulary
         self.windows: dict[int, dict[str, Window]] = {}
         """By latent and by text without what rendering changes."""
-        self.shown: dict[str, dict[str, bool]] = {}
-        """Texts that are no whole windows, by explanation: whether they are to be called active."""
+        self.shown: dict[str, dict[str, tuple[bool, int]]] = {}
+        """Texts that are no whole windows, by explanation: whether they are to be called active, and their document."""
         self.latent_of: dict[str, int] = {}
         """By explanation, as a prompt shows it."""
 
@@ -80,14 +83,19 @@ class Truth:
                 before = known.setdefault(text, window)
                 assert before.is_active == window.is_active, f"{text!r} is both active and silent"
 
-    def show(self, explanation: str, texts: Iterable[tuple[str, bool]]) -> None:
+    def show(self, explanation: str, texts: Iterable[tuple[str, bool, int]]) -> None:
         known = self.shown.setdefault(neutralise(explanation), {})
-        for text, is_active in texts:
-            assert known.setdefault(text, is_active) == is_active, f"{text!r} is both active and silent"
+        for text, is_active, document in texts:
+            before, _ = known.setdefault(text, (is_active, document))
+            assert before == is_active, f"{text!r} is both active and silent"
 
-    def is_active(self, explanation: str, text: str) -> bool:
+    def of(self, explanation: str, text: str) -> tuple[bool, int]:
+        """Return whether a text is active, and its document."""
         shown = self.shown.get(explanation, {}).get(text)
-        return self.windows[self.latent_of[explanation]][bare(text)].is_active if shown is None else shown
+        if shown is not None:
+            return shown
+        window = self.windows[self.latent_of[explanation]][bare(text)]
+        return window.is_active, window.document
 
 
 def _window(block: Examples, row: int) -> Window:
@@ -116,9 +124,11 @@ class KnownJudge:
         engine.tokenize = self._tokenize  # type: ignore[method-assign]
         return engine
 
-    def errs(self, unit: Sequence[str | int], cluster: Sequence[str | int]) -> bool:
-        """Return whether the answer `unit` is wrong; `cluster` names those that may share its luck."""
+    def errs(self, unit: Sequence[str | int], document: Sequence[str | int], cluster: Sequence[str | int] = ()) -> bool:
+        """Return whether the answer `unit` is wrong; `document`, or `cluster` where there is one, names whose luck it may share."""
         is_shared = self._errors.shared > 0 and self._uniform("whole", *unit) < self._errors.shared
+        if self._errors.by_document or not cluster:
+            cluster = ("document", *document)
         return self._uniform("luck", *(cluster if is_shared else unit)) < self._errors.rate
 
     def _uniform(self, *parts: str | int) -> float:
@@ -141,10 +151,11 @@ class KnownJudge:
             if "enum" not in schema["items"]:
                 return self._listed(question)
         explanation = _DESCRIPTION.findall(question)[-1]
-        answers = [
-            self._truth.is_active(explanation, text) != self.errs((question, text, i), (question,))
-            for i, text in enumerate(texts)
-        ]
+        latent, asked = self._truth.latent_of[explanation], prompt.messages[0][1]
+        answers = []
+        for i, text in enumerate(texts):
+            is_active, document = self._truth.of(explanation, text)
+            answers.append(is_active != self.errs((question, text, i), (asked, latent, document), (question,)))
         if request.labels:
             return str(int(answers[0]))
         if request.constraint is not None:
@@ -153,16 +164,16 @@ class KnownJudge:
 
     def _intruder(self, question: str, texts: Sequence[str]) -> int:
         keys = [bare(text) for text in texts]
-        places = set()
+        places: set[tuple[int, int, int, int]] = set()
         for latent, known in self._truth.windows.items():
             found = [known.get(key) for key in keys]
             silent = [i for i, window in enumerate(found) if window is not None and not window.is_active]
             if None not in found and len(silent) == 1:
                 quantile = min(window.quantile for window in found if window is not None and window.is_active)
-                places.add((silent[0], latent, quantile))
-        assert len({place for place, _, _ in places}) == 1, f"{len(places)} texts are intruders of {texts}"
-        place, latent, quantile = min(places)
-        if self.errs((question,), ("intruder", latent, quantile)):
+                places.add((silent[0], latent, quantile, known[keys[silent[0]]].document))
+        assert len({place for place, *_ in places}) == 1, f"{len(places)} texts are intruders of {texts}"
+        place, latent, quantile, document = min(places)
+        if self.errs((question,), ("intruder", latent, document), ("intruder", latent, quantile)):
             place = (place + 1 + int(self._uniform("other", question) * (len(texts) - 1))) % len(texts)
         return place + 1
 

@@ -1,18 +1,21 @@
 """The metrics of scorers over one latent: from verdicts to scores with intervals.
 
 Balanced accuracy, accuracy, AUROC, correlation and TNR are computed for each source of negatives apart, never pooled; what
-concerns positives only, also by quantile, has ``negatives = "none"``. Examples that shared a prompt are not independent:
-numbers of examples are divided by the design effect, and the method name ends in ``_clustered``; where every example is judged
-alone, by a cosine or by log-probabilities, those of one document are a cluster. ``tpr_by_activation`` weights each positive by
-its greatest |activation|. A metric whose class is empty is ``undefined``; where not one answer could be used, the status is the
-commonest reason. A source of negatives that was wanted and of which the latent has no windows has a headline row saying so.
+concerns positives only, also by quantile, has ``negatives = "none"``. Examples of one prompt or of one document are not
+independent: numbers of examples are divided by the design effect of both, and the method name ends in ``_clustered``; where
+every example is judged alone, only documents are clusters. What all examples share can be seen in none: the name then ends in
+``_one_prompt`` or ``_one_document``, and errors that come together there are not allowed for. ``tpr_by_activation`` weights
+each positive by its greatest |activation|. A metric whose class is empty is ``undefined``; where not one answer could be used,
+the status is the commonest reason. A source of negatives that was wanted and of which the latent has no windows has a headline
+row saying so.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -183,20 +186,25 @@ def _average_precision(positives: Sequence[Verdict], negatives: Sequence[Verdict
     p, n = _ranked(positives, by_value), _ranked(negatives, by_value)
     if not p or not n:
         return None
-    value = stats.average_precision([x for x, _ in p], [x for x, _ in n])
-    deff = max(stats.design_effect([x for x, _ in side], [i for _, i in side]) for side in (p, n))
-    return _named(stats.average_precision_wilson(value, len(p), deff=deff), [i for _, i in (*p, *n)])
+    value = stats.average_precision([x for _, x in p], [x for _, x in n])
+    deff, clusterings = _deff(p, n)
+    return _named(stats.average_precision_wilson(value, len(p), deff=deff), clusterings)
 
 
 def _weighted_rate(positives: Sequence[Verdict], latent: LatentExamples) -> stats.Interval | None:
     """Return the TPR with each window weighted by its greatest |activation|."""
     answered = _answered(positives)
     strength = np.abs(latent.positives.activations).max(axis=1, initial=0)
-    weights = [float(strength[verdict.example_idx]) for verdict in answered if verdict.example_idx < len(strength)]
-    right, prompts = _right(positives)
-    if len(weights) < len(right) or not sum(weights) > 0:
+    weights = np.array(
+        [strength[verdict.example_idx] for verdict in answered if verdict.example_idx < len(strength)], np.float64
+    )
+    right = _right(answered)
+    if len(weights) < len(right) or not weights.sum() > 0:
         return None
-    return _named(stats.weighted_rate(right, weights, deff=stats.design_effect(right, prompts)), prompts)
+    clusterings = _clusterings(answered)
+    value = np.average(right, weights=weights)
+    deff = stats.design_effect(weights * (right - value), *clusterings.values())
+    return _named(stats.weighted_rate(right, weights, deff=deff), clusterings)
 
 
 def _finite(value: float) -> float | None:
@@ -212,46 +220,64 @@ def _answered(verdicts: Sequence[Verdict]) -> list[Verdict]:
     return [verdict for verdict in verdicts if verdict.status == "ok"]
 
 
-def _right(verdicts: Sequence[Verdict]) -> tuple[list[float], list[int]]:
-    """Return whether each answer is right, and which prompt it shares."""
-    answered = _answered(verdicts)
-    return [float(verdict.answer == verdict.truth) for verdict in answered], [verdict.prompt_idx for verdict in answered]
+def _right(answered: Sequence[Verdict]) -> np.ndarray:
+    """Return 1 for each answer that is right, 0 for the others."""
+    return np.array([verdict.answer == verdict.truth for verdict in answered], np.float64)
+
+
+def _clusterings(answered: Sequence[Verdict], first: str = "prompt") -> dict[str, list[int]]:
+    """Return the prompt and the document of each answer, or another attribute of verdicts in place of the prompt."""
+    name = "prompt_idx" if first == "prompt" else first
+    return {first: [getattr(verdict, name) for verdict in answered], "document": [verdict.document for verdict in answered]}
 
 
 def rate(verdicts: Sequence[Verdict], *, by_quantile: bool = False) -> stats.Interval | None:
-    """Return the share of answers that are right; None without answers. Clusters are prompts, or quantiles on demand."""
-    right, clusters = _right(verdicts)
-    if not right:
+    """Return the share of answers that are right; None without answers.
+
+    Clusters are prompts, or quantiles on demand, and documents.
+    """
+    answered = _answered(verdicts)
+    if not answered:
         return None
-    if by_quantile:
-        clusters = [verdict.quantile for verdict in _answered(verdicts)]
-    interval = stats.wilson(sum(right), len(right), deff=stats.design_effect(right, clusters))
-    return _named(interval, clusters)
+    right, clusterings = _right(answered), _clusterings(answered, "quantile" if by_quantile else "prompt")
+    deff = stats.design_effect(right, *clusterings.values())
+    return _named(stats.wilson(float(right.sum()), len(right), deff=deff), clusterings)
 
 
 def _balanced(positives: Sequence[Verdict], negatives: Sequence[Verdict]) -> stats.Interval | None:
-    p, n = _right(positives), _right(negatives)
-    return _named(stats.clustered_accuracy(p, n), [*p[1], *n[1]]) if p[0] and n[0] else None
+    p, n = _answered(positives), _answered(negatives)
+    if not p or not n:
+        return None
+    clusterings = _clusterings([*p, *n])
+    return _named(stats.clustered_accuracy(_right(p), _right(n), *clusterings.values()), clusterings)
 
 
 def _auroc(positives: Sequence[Verdict], negatives: Sequence[Verdict], *, by_value: bool = False) -> stats.Interval | None:
     p, n = _ranked(positives, by_value), _ranked(negatives, by_value)
     if not p or not n:
         return None
-    value = stats.auroc([x for x, _ in p], [x for x, _ in n])
-    deff = max(stats.design_effect([x for x, _ in side], [i for _, i in side]) for side in (p, n))
-    return _named(stats.auroc_newcombe(value, len(p), len(n), deff=deff), [i for _, i in (*p, *n)])
+    value = stats.auroc([x for _, x in p], [x for _, x in n])
+    deff, clusterings = _deff(p, n)
+    return _named(stats.auroc_newcombe(value, len(p), len(n), deff=deff), clusterings)
 
 
-def _ranked(verdicts: Sequence[Verdict], by_value: bool) -> list[tuple[float, int]]:
-    """Return what each answer is ranked by, and its cluster."""
-    if by_value:
-        return [(v.value, v.document) for v in _answered(verdicts) if v.value is not None]
-    return [(v.probability, v.prompt_idx) for v in _answered(verdicts) if v.probability is not None]
+def _deff(p: Sequence[tuple[Verdict, float]], n: Sequence[tuple[Verdict, float]]) -> tuple[float, dict[str, list[int]]]:
+    """Return the design effect of the AUROC of answers with what they are ranked by, and the clusters of both classes."""
+    clusterings = _clusterings([verdict for verdict, _ in (*p, *n)])
+    return stats.design_effect(stats.auroc_influence([x for _, x in p], [x for _, x in n]), *clusterings.values()), clusterings
 
 
-def _named(interval: stats.Interval, clusters: Sequence[Hashable]) -> stats.Interval:
+def _ranked(verdicts: Sequence[Verdict], by_value: bool) -> list[tuple[Verdict, float]]:
+    """Return the answers that have something to be ranked by, and that."""
+    ranked = ((verdict, verdict.value if by_value else verdict.probability) for verdict in _answered(verdicts))
+    return [(verdict, x) for verdict, x in ranked if x is not None]
+
+
+def _named(interval: stats.Interval, clusterings: Mapping[str, Sequence[int]]) -> stats.Interval:
+    """Return the interval with a method name that says what is known of clusters; `clusterings` by name."""
+    sizes = {name: (len(set(clusters)), len(clusters)) for name, clusters in clusterings.items()}
     # A single cluster tells nothing of what clustering does.
-    is_clustered = 1 < len(set(clusters)) < len(clusters)
-    method = interval.method + "_clustered" * is_clustered
-    return stats.Interval(value=interval.value, low=interval.low, high=interval.high, method=method)
+    suffix = next((f"_one_{name}" for name, (k, n) in sizes.items() if k == 1 < n), "")
+    if not suffix and any(1 < k < n for k, n in sizes.values()):
+        suffix = "_clustered"
+    return replace(interval, method=interval.method + suffix)

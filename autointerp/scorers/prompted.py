@@ -50,7 +50,7 @@ class Question:
 class Prompted(ABC):
     """A scorer that asks an engine about items."""
 
-    version: int = 1
+    version: int = 2
     """Part of the identity: raise it when the same settings come to ask or to count otherwise."""
     needs: Needs
     headline: str

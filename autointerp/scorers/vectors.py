@@ -26,7 +26,7 @@ _MAX_KNOWN = 4096
 class VectorScorer:
     """A scorer that ranks examples by their vectors."""
 
-    version: int = 1
+    version: int = 2
     """Part of the identity: raise it when the same settings come to compare or to count otherwise."""
     name: str
     needs: Needs

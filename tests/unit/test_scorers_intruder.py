@@ -50,8 +50,8 @@ def test_answers_and_places_by_hand():
     right = sum(v.answer is False for v in result.verdicts)
     assert headline(result).value == right / 50
     assert 0.05 < right / 50 < 0.4
-    clusters = [v.quantile for v in result.verdicts]
-    deff = stats.design_effect([float(v.answer is False) for v in result.verdicts], clusters)
+    clusters = [[v.quantile for v in result.verdicts], [v.document for v in result.verdicts]]
+    deff = stats.design_effect([float(v.answer is False) for v in result.verdicts], *clusters)
     interval = stats.wilson(right, 50, deff=deff)
     assert (headline(result).ci_low, headline(result).ci_method) == (pytest.approx(interval.low), "wilson_clustered")
 

@@ -86,22 +86,83 @@ def test_auroc_of_one_has_a_width():
 
 
 def test_design_effect_by_hand():
-    # Clusters (1, 1), (0, 0): no spread within, so icc = 1 and the effect is the cluster size.
-    # Two clusters: t(0.975, 1) = 12.7062 takes the place of 1.95996.
-    assert stats.design_effect([1, 1, 0, 0], [0, 0, 1, 1]) == pytest.approx(2 * (12.7062 / 1.959964) ** 2, rel=1e-4)
-    # (1, 0), (1, 0): all spread within, icc < 0, taken as 0.
-    assert stats.design_effect([1, 0, 1, 0], [0, 0, 1, 1]) == 1.0
-    assert stats.design_effect([1, 0, 1], [0, 1, 2]) == 1.0
-    assert stats.design_effect([1, 1, 1, 1], [0, 0, 1, 1]) == 1.0
+    # Clusters (1, 1, 0, 0), (1, 1, 1, 1), (0, 0, 0, 0): sums of x - 1/2 are 0, 2 and -2; (0 + 4 + 4) / (12 - 4) = 1 by clusters,
+    # 12 / 4 / 11 = 3/11 without. Three clusters: t(0.975, 2) = 4.30265 takes the place of 1.95996; capped at the size, 4.
+    x, clusters = [1, 1, 0, 0, 1, 1, 1, 1, 0, 0, 0, 0], np.arange(12) // 4
+    assert stats.design_effect(x, clusters) == 4
+    # Twelve of two, six alike, two by two of one kind and the other, the rest mixed.
+    x = [1, 1, 0, 0] * 3 + [1, 0] * 6
+    # Sums of x - 1/2: +-1 six times: 6 / (24 - 2) by clusters, 24 / 4 / 23 without; t(0.975, 11) = 2.20099.
+    expected = (6 / 22) / (6 / 23) * (2.20099 / 1.959964) ** 2
+    assert stats.design_effect(x, np.arange(24) // 2) == pytest.approx(expected, rel=1e-4)
+    # (1, 0), (1, 0): all that differs, differs within.
+    assert stats.design_effect([1, 0, 1, 0], [0, 0, 1, 1]) == 1
+    for clusters in ([0, 1, 2, 3], [5, 5, 5, 5]):
+        assert stats.design_effect([1, 0, 1, 1], clusters) == stats.design_effect([1, 0, 1, 1], clusters, clusters) == 1
+    assert stats.design_effect([1, 1, 1, 1], [0, 0, 1, 1]) == 1
+    assert stats.design_effect([], []) == 1
+
+
+def test_a_design_effect_of_two_ways_to_cluster_by_hand():
+    # A grid of 10 prompts and 10 documents; wrong is half of prompt 0 and half of document 0, 9 of 100.
+    x = np.ones((10, 10))
+    x[0, :5] = x[:5, 0] = 0
+    prompts, documents = (way.ravel() for way in np.indices(x.shape))
+    # Sums of x - 0.91 in either way: -4.1 once, -0.1 four times, 0.9 five times, so that it is 20.9 / 90 over 8.19 / 99. No two
+    # are of one pair.
+    one = (20.9 / 90) / (8.19 / 99)
+    factor = (2.262157 / 1.959964) ** 2
+    assert stats.design_effect(x.ravel(), prompts) == pytest.approx(one * factor, rel=1e-5)
+    assert stats.design_effect(x.ravel(), prompts, documents) == pytest.approx((2 * one - 1) * factor, rel=1e-5)
+    assert stats.design_effect(x.ravel(), prompts, range(100)) == pytest.approx(one * factor, rel=1e-5)
+    # The same clusters twice are clusters once.
+    assert stats.design_effect(x.ravel(), prompts, prompts + 7) == pytest.approx(one * factor, rel=1e-5)
+    # What lies in documents alone is not less for crossing prompts that vary too little.
+    right = np.ones((10, 10))
+    right[0] = 0
+    alone = stats.design_effect(right.ravel(), prompts)
+    assert alone == 10 and stats.design_effect(right.ravel(), prompts, documents) == 10
+
+
+def test_a_design_effect_is_bounded_by_the_size_of_clusters():
+    """Two prompts of five: 2 of 5 right in one, and 3 or 4 of 5 in the other, are not told apart by orders of magnitude."""
+    prompts = [0] * 5 + [1] * 5
+    effects = [stats.design_effect([1, 1, 0, 0, 0] + [1] * right + [0] * (5 - right), prompts) for right in (3, 4, 5)]
+    assert effects == [5, 5, 5]
+    low = stats.wilson(6, 10, deff=effects[1])
+    assert 0 < low.low < 0.1 and 0.9 < low.high < 1
+
+
+@given(st.data())
+@settings(max_examples=100, deadline=None)
+def test_a_design_effect_changes_little_with_what_changes_little(data):
+    values = data.draw(st.lists(st.floats(0, 1), min_size=12, max_size=12))
+    ways = [data.draw(st.lists(st.integers(0, 3), min_size=12, max_size=12)) for _ in range(2)]
+    x = np.array(values)
+    effect = stats.design_effect(x, *ways)
+    most = max(float(np.square(np.bincount(way)).sum()) / 12 for way in ways)
+    assert 1 <= effect <= max(most, 1)
+    assert stats.design_effect(3 * x + 5, *ways) == pytest.approx(effect, rel=1e-6)
+    assert stats.design_effect(x, *ways[::-1]) == pytest.approx(effect, rel=1e-9)
+    if np.ptp(x) > 1e-3:
+        assert stats.design_effect(x + 1e-9 * np.arange(12), *ways) == pytest.approx(effect, rel=1e-3)
 
 
 def test_clustered_accuracy_without_clusters_is_the_plain_one():
     right = [1.0] * 40 + [0.0] * 10
     plain = stats.balanced_accuracy(stats.wilson(40, 50), stats.wilson(40, 50))
-    assert stats.clustered_accuracy((right, range(50)), (right, range(50, 100))) == plain
+    assert stats.clustered_accuracy(right, right, range(100)) == plain
     # Both classes wrong in the same prompts: neither class alone shows it.
-    shared = stats.clustered_accuracy((right, range(50)), (right, range(50)))
+    shared = stats.clustered_accuracy(right, right, [*range(50), *range(50)])
     assert shared.high - shared.low > 1.2 * (plain.high - plain.low)
+
+
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=9), st.lists(st.integers(0, 4), min_size=1, max_size=9))
+@settings(max_examples=50, deadline=None)
+def test_influence_on_the_auroc_is_the_mean_over_its_pairs(positives, negatives):
+    wins = np.array([[(p > n) + 0.5 * (p == n) for n in negatives] for p in positives])
+    expected = [(wins.mean(axis=1) - wins.mean()) / len(positives), (wins.mean(axis=0) - wins.mean()) / len(negatives)]
+    assert stats.auroc_influence(positives, negatives) == pytest.approx(np.concatenate(expected), abs=1e-12)
 
 
 def test_summary_counts_missing_and_collapses_latents():
