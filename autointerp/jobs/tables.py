@@ -1,7 +1,7 @@
 """``tables``: what lies beside a coder's activations, computed where it is missing: neighbours, statistics, logits, embeddings.
 
-Each table is committed whole, embeddings block by block; what is there and belongs to the coder is left alone. Also what a stage
-calls before it chooses negatives: the tables that these walk are made on the spot.
+Each table is committed whole, embeddings block by block; what is there and belongs to the coder is left alone. Also what a
+stage calls before it chooses negatives: the tables that these walk are made on the spot.
 """
 
 from __future__ import annotations
