@@ -3,7 +3,8 @@
 All of them run the same random GPT-NeoX weights, the same sparse coder and the same tokens (i.i.d. Zipf), each in a fresh
 process, in one environment that has both packages (``--python``). Seconds are user + system CPU time of one thread, from the
 moment model and coder are loaded until everything is on disk. Rounds are interleaved, ratios are taken within a round and
-their median is reported, so that a busy machine does little harm.
+their median is reported, so that a busy machine does little harm. With ``--device cuda --dtype bfloat16`` the subject runs there in
+that type and what is compared is wall time, the device waited for; delphi and the floor are left to the CPU.
 
 The other environment, made once::
 
@@ -28,7 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-CTX_LEN, BATCH, K, VOCABULARY, SPLITS = 256, 8, 32, 50304, 5
+CTX_LEN, K, VOCABULARY, SPLITS = 256, 32, 50304, 5
 GROWTH_BUDGET = "256MB"
 """So small that the fewest tokens spill several runs already."""
 KINDS = ("forward", "encode", "own-encode", "floor", "ours", "delphi")
@@ -46,6 +47,24 @@ class Case:
     tokens: int
 
 
+@dataclass(frozen=True)
+class Setup:
+    """Where and in what type the subject runs, and how many contexts at once."""
+
+    device: str
+    dtype: str
+    batch: int
+
+    @property
+    def is_plain(self) -> bool:
+        return self.device == "cpu" and self.dtype == "float32"
+
+    @property
+    def clock(self) -> str:
+        """What is compared: processor time, or the time on the wall where a device does the work."""
+        return "cpu" if self.device == "cpu" else "wall"
+
+
 CASES = {
     "small-16k": Case(2, 128, "layers.1", 16384, 98304),
     "big-16k": Case(6, 512, "layers.3", 16384, 16384),
@@ -56,30 +75,31 @@ CASES = {
 # What the children run ------------------------------------------------------------------------------------------------
 
 
-def load_inputs(folder: Path, tokens: int) -> tuple[Any, dict[str, Any], Any]:
+def load_inputs(folder: Path, tokens: int, setup: Setup) -> tuple[Any, dict[str, Any], Any]:
     """Return model, coder tensors and int64 [sequences, 256] token ids."""
     import numpy as np
     import torch
     from safetensors.torch import load_file
     from transformers import AutoModel
 
-    model = AutoModel.from_pretrained(folder / "model", dtype=torch.float32).eval()
+    model = AutoModel.from_pretrained(folder / "model", dtype=getattr(torch, setup.dtype)).eval().to(setup.device)
     ids = torch.from_numpy(np.load(folder / "tokens.npy")[: tokens // CTX_LEN].astype("int64"))
-    return model, load_file(next((folder / "coder").glob("*/sae.safetensors"))), ids
+    coder = load_file(next((folder / "coder").glob("*/sae.safetensors")), device=setup.device)
+    return model, coder, ids.to(setup.device)
 
 
-def reference(folder: Path, tokens: int, out: Path, kind: str) -> Iterator[None]:
+def reference(folder: Path, tokens: int, out: Path, kind: str, setup: Setup) -> Iterator[None]:
     """Forward, forward and encode (with torch's own topk or our coder), or that and a compact store of numpy arrays."""
     import numpy as np
     import torch
 
-    model, coder, ids = load_inputs(folder, tokens)
+    model, coder, ids = load_inputs(folder, tokens, setup)
     hook = next((folder / "coder").iterdir()).name
     own = None
     if kind == "own-encode":
         from autointerp.coders.load import load_coder
 
-        own = load_coder(str(folder / "coder" / hook))
+        own = load_coder(str(folder / "coder" / hook)).to(setup.device)
     seen: dict[str, Any] = {}
 
     def keep(_module: Any, _args: Any, output: Any) -> None:
@@ -90,20 +110,22 @@ def reference(folder: Path, tokens: int, out: Path, kind: str) -> Iterator[None]
     kept = []
     yield
     with torch.no_grad():
-        for start in range(0, len(ids), BATCH):
-            model(ids[start : start + BATCH])
+        for start in range(0, len(ids), setup.batch):
+            model(ids[start : start + setup.batch])
             if kind == "forward":
                 continue
             if own is not None:
                 own.encode(seen["x"].flatten(0, 1))
                 continue
-            x = seen["x"].flatten(0, 1) - coder["b_dec"]
+            x = seen["x"].flatten(0, 1).float() - coder["b_dec"]
             pre = torch.nn.functional.linear(x, coder["encoder.weight"], coder["encoder.bias"]).relu()
             values, latents = pre.topk(K, dim=1, sorted=False)
             if kind == "floor":
                 positions = torch.arange(start * CTX_LEN, start * CTX_LEN + len(x), dtype=torch.int32)
                 positive = values > 0
                 kept.append((latents[positive].int(), positions[:, None].expand_as(latents)[positive], values[positive].half()))
+    if setup.device != "cpu":
+        torch.accelerator.synchronize()
     if kind == "floor":
         latents, positions, values = (torch.cat(column).numpy() for column in zip(*kept, strict=True))
         order = np.argsort(latents, kind="stable")
@@ -112,7 +134,7 @@ def reference(folder: Path, tokens: int, out: Path, kind: str) -> Iterator[None]
         np.save(out / "starts.npy", np.cumsum(np.bincount(latents)))
 
 
-def ours(folder: Path, tokens: int, out: Path, kind: str) -> Iterator[None]:
+def ours(folder: Path, tokens: int, out: Path, kind: str, setup: Setup) -> Iterator[None]:
     """The ``cache`` job, from the text on."""
     from autointerp.jobs import cache as job
     from autointerp.jobs.signals import StopFlag
@@ -124,7 +146,9 @@ def ours(folder: Path, tokens: int, out: Path, kind: str) -> Iterator[None]:
             "corpus": {"source": str(folder / "corpus.jsonl"), "num_tokens": tokens, "ctx_len": CTX_LEN},
             "coders": [{"name": "sae", "source": str(folder / "coder" / hook)}],
             "out": str(out),
-            "batch_tokens": BATCH * CTX_LEN,
+            "batch_tokens": setup.batch * CTX_LEN,
+            "device": setup.device,
+            "dtype": setup.dtype,
             "memory_budget": os.environ.get("BENCHMARK_BUDGET", "1GB"),
             "progress": False,
         },
@@ -135,7 +159,7 @@ def ours(folder: Path, tokens: int, out: Path, kind: str) -> Iterator[None]:
     work.run()
 
 
-def delphi(folder: Path, tokens: int, out: Path, kind: str) -> Iterator[None]:
+def delphi(folder: Path, tokens: int, out: Path, kind: str, setup: Setup) -> Iterator[None]:
     """delphi's cache as its own `populate_cache` runs it: run, then save_splits."""
     from functools import partial
 
@@ -143,16 +167,16 @@ def delphi(folder: Path, tokens: int, out: Path, kind: str) -> Iterator[None]:
     from delphi.sparse_coders.load_sparsify import sae_dense_latents
     from sparsify import SparseCoder
 
-    model, _, ids = load_inputs(folder, tokens)
+    model, _, ids = load_inputs(folder, tokens, setup)
     hook = next((folder / "coder").iterdir()).name
     encode = partial(sae_dense_latents, sae=SparseCoder.load_from_disk(folder / "coder" / hook))
     yield
-    cache = LatentCache(model, {hook: encode}, batch_size=BATCH)
+    cache = LatentCache(model, {hook: encode}, batch_size=setup.batch)
     cache.run(tokens, ids)
     cache.save_splits(n_splits=SPLITS, save_dir=out)
 
 
-RUN: dict[str, Callable[[Path, int, Path, str], Iterator[None]]] = {
+RUN: dict[str, Callable[[Path, int, Path, str, Setup], Iterator[None]]] = {
     "forward": reference, "encode": reference, "own-encode": reference, "floor": reference, "ours": ours, "delphi": delphi,
 }  # fmt: skip
 
@@ -162,14 +186,14 @@ def cpu_seconds() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-def child(kind: str, folder: Path, tokens: int, result: Path) -> None:
+def child(kind: str, folder: Path, tokens: int, result: Path, setup: Setup) -> None:
     """Run one kind in this process and write what it took."""
     import torch
 
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(dir=folder) as name:
         out = Path(name)
-        steps = RUN[kind](folder, tokens, out, kind)
+        steps = RUN[kind](folder, tokens, out, kind, setup)
         next(steps)
         base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         cpu, wall = cpu_seconds(), time.perf_counter()
@@ -225,8 +249,8 @@ def prepare(folder: Path, case: Case, tokens: int) -> None:
 class Runner:
     """Starts children in the other environment."""
 
-    def __init__(self, python: str, folder: Path) -> None:
-        self._python, self._folder = python, folder
+    def __init__(self, python: str, folder: Path, setup: Setup) -> None:
+        self._python, self._folder, self.setup = python, folder, setup
         (folder / "stubs" / "vllm").mkdir(parents=True)  # delphi imports it and caching never uses it
         (folder / "stubs" / "vllm" / "__init__.py").touch()
         root = str(Path(__file__).parents[1])
@@ -235,7 +259,8 @@ class Runner:
         self._settings = threads | {"PYTHONPATH": paths, "TOKENIZERS_PARALLELISM": "false"}
 
     def _start(self, *arguments: str) -> None:
-        command = [self._python, "-m", "benchmarks.caching", *arguments]
+        setup = ["--device", self.setup.device, "--dtype", self.setup.dtype, "--batch", str(self.setup.batch)]
+        command = [self._python, "-m", "benchmarks.caching", *arguments, *setup]
         done = subprocess.run(command, env=os.environ | self._settings, capture_output=True, text=True)
         if done.returncode:
             raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr[-3000:]}")
@@ -255,26 +280,27 @@ class Runner:
 
 def case_table(runner: Runner, name: str, rounds: int, tokens: int, kinds: tuple[str, ...]) -> list[str]:
     """Measure one case and return its table."""
-    case = CASES[name]
+    case, setup, clock = CASES[name], runner.setup, runner.setup.clock
     folder = runner.prepare(name, tokens)
     found: dict[str, list[dict[str, float]]] = {kind: [] for kind in kinds}
     for number in range(rounds):
         for kind in kinds:
             found[kind].append(figures := runner.run(kind, folder, tokens))
-            print(f"{name} round {number + 1} {kind}: {figures['cpu']:.2f} CPU-s", file=sys.stderr, flush=True)
+            print(f"{name} round {number + 1} {kind}: {figures[clock]:.2f} {clock} s", file=sys.stderr, flush=True)
 
     def ratio(kind: str, other: str) -> str:
         if kind not in found or other not in found:
             return "-"
-        values = [a["cpu"] / b["cpu"] for a, b in zip(found[kind], found[other], strict=True)]
+        values = [a[clock] / b[clock] for a, b in zip(found[kind], found[other], strict=True)]
         return f"{statistics.median(values):.2f} ({min(values):.2f}-{max(values):.2f})"
 
     lines = [
-        f"## {name}: {case.layers} layers, d {case.d_model}, hook {case.hook}, width {case.width}, TopK {K}, {tokens:,} tokens",
+        f"## {name}: {case.layers} layers, d {case.d_model}, hook {case.hook}, width {case.width}, TopK {K}, {tokens:,} tokens"
+        + ("" if setup.is_plain else f", subject on {setup.device} in {setup.dtype}, {setup.batch * CTX_LEN:,} tokens at once"),
         "",
-        "| | CPU-s (median) | wall s | tokens per CPU-s | over forward + torch's topk | over forward + our encode "
+        f"| | CPU-s (median) | wall s | tokens per {clock} s | over forward | over forward + torch's topk | over forward + our encode "
         "| incumbent over it | peak MB (base) | bytes/activation |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for kind in kinds:
         cpu, wall, peak, base, disk = (
@@ -282,7 +308,7 @@ def case_table(runner: Runner, name: str, rounds: int, tokens: int, kinds: tuple
         )
         size = f"{disk / tokens / K:.2f}" if disk else "-"
         lines.append(
-            f"| {kind} | {cpu:.2f} | {wall:.2f} | {tokens / cpu:,.0f} | {ratio(kind, 'encode')} | {ratio(kind, 'own-encode')} "
+            f"| {kind} | {cpu:.2f} | {wall:.2f} | {tokens / (cpu if clock == 'cpu' else wall):,.0f} | {ratio(kind, 'forward')} | {ratio(kind, 'encode')} | {ratio(kind, 'own-encode')} "
             f"| {ratio('delphi', kind)} | {peak:.0f} ({base:.0f}) | {size} |"
         )
     return lines
@@ -315,6 +341,9 @@ def main() -> None:
     parser.add_argument("--cases", nargs="*", default=list(CASES), choices=CASES)
     parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS)
     parser.add_argument("--no-delphi", action="store_true", help="leave delphi out; this package's own environment will do")
+    parser.add_argument("--device", default="cpu", help="such as cuda: the subject's, of forward, encode and ours")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="of the subject")
+    parser.add_argument("--batch", type=int, help="contexts in a forward pass; by default 8, and 32 on a device")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--tokens", type=int, help="in place of the case's own number")
     parser.add_argument("--growth", nargs="+", type=int, default=[], help="tokens at which to measure our peak memory")
@@ -322,22 +351,24 @@ def main() -> None:
     for name in ("child", "prepare", "folder", "result"):
         parser.add_argument(f"--{name}", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    setup = Setup(args.device, args.dtype, args.batch or (8 if args.device == "cpu" else 32))
     if args.prepare:
         prepare(Path(args.folder), CASES[args.prepare], args.tokens)
     elif args.child:
-        child(args.child, Path(args.folder), args.tokens, Path(args.result))
+        child(args.child, Path(args.folder), args.tokens, Path(args.result), setup)
     else:
         from benchmarks.reporting import write_report
 
-        kinds = tuple(kind for kind in args.kinds if not (args.no_delphi and kind == "delphi"))
+        left_out = () if setup.is_plain else ("delphi", "floor")
+        kinds = tuple(kind for kind in args.kinds if kind not in left_out and not (args.no_delphi and kind == "delphi"))
         lines = [" ".join(__doc__.split("\n\n")[1].split())]
         with tempfile.TemporaryDirectory() as name:
-            runner = Runner(args.python, Path(name))
+            runner = Runner(args.python, Path(name), setup)
             for case in args.cases:
                 lines += ["", *case_table(runner, case, args.rounds, args.tokens or CASES[case].tokens, kinds)]
         if args.growth:
             with tempfile.TemporaryDirectory() as name:
-                lines += ["", *growth_table(Runner(args.python, Path(name)), args.growth)]
+                lines += ["", *growth_table(Runner(args.python, Path(name), setup), args.growth)]
         print("\n".join(lines))
         if args.write:
             print(write_report("caching", "\n".join(lines)))

@@ -51,28 +51,39 @@ def command(
                 --set engine_options.prices.input=0.1 --set engine_options.prices.output=0.4
 
     The requests of a seeded sample of latents are built and counted; what is done in the results folder already is left out.
+    Settings of the score stage may be given, too: --set control_latents=500, --set score.options.detection.mode=labels.
     """
     from autointerp.jobs.cost import plan_pipeline
     from autointerp.jobs.explain import ExplainConfig
+    from autointerp.jobs.score import ScoreConfig
     from autointerp.jobs.score_controls import CONTROLS
 
+    def is_scoring(setting: str) -> bool:
+        key = setting.partition("=")[0].strip()
+        root = key.partition(".")[0]
+        return root == "score" or (root in ScoreConfig.model_fields and root not in ExplainConfig.model_fields)
+
+    of_score = tuple(setting for setting in settings if is_scoring(setting))
+    settings = tuple(setting for setting in settings if setting not in of_score)
     flags["store"] = str(bundled_source(store))
     flags["results"] = flags["results"] or Path("results") / store.name
     flags |= engine_flags(engine, flags)
     flags["controls"] = CONTROLS if control else None
     config = ExplainConfig.parse(resolve("explain", config_file, settings, flags), where="plan")
-    scoring: dict[str, Any] = {"engine": config.engine, "engine_options": config.engine_options, "controls": config.controls}
+    options = config.engine_options.model_dump()
+    scoring: dict[str, Any] = {"engine": config.engine, "engine_options": options, "controls": config.controls}
     scoring["embedder"] = embedder
     if scorers:
         scoring["scorers"] = scorers
     if config.engine is None:
         scoring["options"] = judged_by("rule", scorers)
-    estimates = plan_pipeline(config, scoring, sample=sample)
+    estimates = plan_pipeline(config, resolve("score", None, of_score, scoring), sample=sample)
     for estimate in estimates:
         click.echo(estimate.text())
     total = sum(estimate.requests.value for estimate in estimates)
     tokens = sum(estimate.prompt_tokens.value for estimate in estimates)
     cost = sum(estimate.cost.value for estimate in estimates)
     disk = sum(estimate.disk_bytes for estimate in estimates)
-    priced = f", cost {cost:.2f}" if cost else ""
+    texts = sum(estimate.embedded_texts.value for estimate in estimates if estimate.embedded_texts is not None)
+    priced = (f", {texts:,.0f} texts to embed" if texts else "") + (f", cost {cost:.2f}" if cost else "")
     click.echo(f"in all: {total:,.0f} requests, {tokens:,.0f} prompt tokens{priced}, {disk / 1e6:.1f} MB of results")

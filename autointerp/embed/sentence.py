@@ -37,16 +37,35 @@ def open_embedder(spec: str = DEFAULT_EMBEDDER, *, device: str | None = None) ->
     """
     if _DOTTED.fullmatch(spec):
         return _call(spec)
+    source, name = _located(spec)
+    return SentenceEmbedder(source, name=name, device=device)
+
+
+def embedder_id(spec: str = DEFAULT_EMBEDDER) -> str:
+    """Return the `id` of the embedder that `spec` names; only one of the user's own classes is made for it.
+
+    Raises: InputError when there is none.
+    """
+    return _call(spec).id if _DOTTED.fullmatch(spec) else _id(*_located(spec))
+
+
+def _located(spec: str) -> tuple[Path | str, str]:
+    """Return the folder or hub id of a model, and its name."""
     folder = Path(spec).expanduser()
     if spec == DEFAULT_EMBEDDER:
         package = find_spec(PACKAGE)
         if package is not None and package.origin is not None:
-            return SentenceEmbedder(Path(package.origin).parent / "model", name=spec, device=device)
-    elif folder.is_dir():
-        return SentenceEmbedder(folder, name=folder.name, device=device)
-    elif spec.startswith((".", "/", "~")) or not _HUB_ID.fullmatch(spec):
+            return Path(package.origin).parent / "model", spec
+        return f"sentence-transformers/{spec}", spec
+    if folder.is_dir():
+        return folder, folder.name
+    if spec.startswith((".", "/", "~")) or not _HUB_ID.fullmatch(spec):
         raise InputError(f"no embedder at {spec}: no such folder, and neither a hub id nor module:Class")
-    return SentenceEmbedder(f"sentence-transformers/{spec}" if spec == DEFAULT_EMBEDDER else spec, name=spec, device=device)
+    return spec, spec
+
+
+def _id(source: Path | str, name: str) -> str:
+    return f"{name}@{short(_weights_digest(source))}" if isinstance(source, Path) else name
 
 
 def packaged_embedder() -> str | None:
@@ -77,7 +96,7 @@ class SentenceEmbedder:
             raise InputError(
                 f"embedder {name!r} cannot be loaded from {source} ({reason}); check the name and the connection{hint}"
             ) from error
-        self._id = f"{name}@{short(_weights_digest(source))}" if isinstance(source, Path) else name
+        self._id = _id(source, name)
 
     @property
     def id(self) -> str:

@@ -1,4 +1,4 @@
-"""Which of a latent's windows are taken: strata of equal rank, the strongest, uniformly, or by squared activation."""
+"""Which of a latent's windows are taken: strata of equal rank, the strongest, uniformly, by squared activation, or mixed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 from autointerp.digest import hash64, seed_of
 from autointerp.examples.windows import Windows, stable_argsort
 
-Sampling = Literal["quantiles", "top", "random", "mix", "importance"]
+Sampling = Literal["quantiles", "top", "random", "mix", "importance", "top_importance"]
 
 
 @lru_cache(maxsize=1 << 12)
@@ -86,7 +86,8 @@ class Choice:
     def take(self, count: int, how: Sampling = "quantiles", *, ratio_top: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
         """Return `count` rows (all where there are fewer), strongest first, and the int16 quantile of each, 0 the strongest.
 
-        A greater count gives the same rows and more (except under ``mix``).
+        ``mix`` and ``top_importance`` take the share `ratio_top` from the top and the rest from below: by strata, or by squared
+        activation. A greater count gives the same rows and more, except under these two.
         """
         num = len(self._strength)
         count = min(count, num)
@@ -104,8 +105,12 @@ class Choice:
             taken = _weighted(self._strength[self.order].astype(np.float64), keys, count)
         else:
             num_top = round(ratio_top * count)
-            below = _stratified(keys[num_top:], spread(num - num_top, self._parts))
-            taken = np.append(np.arange(num_top), num_top + _first_of(below, count - num_top, self._parts))
+            rest = count - num_top
+            if how == "top_importance":
+                below = _weighted(self._strength[self.order[num_top:]].astype(np.float64), keys[num_top:], rest)
+            else:
+                below = _first_of(_stratified(keys[num_top:], spread(num - num_top, self._parts)), rest, self._parts)
+            taken = np.append(np.arange(num_top), num_top + below)
         taken = np.sort(taken)
         return self.order[taken], np.searchsorted(self._ends, taken, side="right").astype(np.int16)
 

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field, field_validator, model_validator
@@ -55,8 +55,8 @@ class SelectionConfig(Config):
     """Tokens per window."""
     min_window: int = Field(default=8, ge=1)
     """Fewest tokens of the last window of a document; a shorter rest is not used."""
-    centred: bool = False
-    """Place positives with their strongest token at three quarters, in place of fixed windows."""
+    centred: Literal[False, True, "middle"] = False
+    """Place positives with their strongest token at three quarters, or in the middle, in place of fixed windows."""
     min_documents: int = Field(default=20, ge=1)
     """A latent that fires in fewer documents is parted by context, not by document."""
     min_examples: int = Field(default=20, ge=MIN_EXPLAIN + MIN_SCORE)
@@ -68,9 +68,10 @@ class SelectionConfig(Config):
     num_explain: int = Field(default=40, ge=1)
     """Positives to show to an explainer."""
     explain_sampling: Sampling = "quantiles"
-    """How these are chosen: strata of equal rank, the strongest, uniformly, strongest and strata, or by squared activation."""
+    """How these are chosen: ``quantiles`` strata of equal rank, ``top`` the strongest, ``random`` uniformly, ``importance`` by
+    squared activation, ``mix`` the strongest and strata, ``top_importance`` the strongest and, below, by squared activation."""
     ratio_top: float = Field(default=0.2, ge=0, le=1)
-    """Share of the strongest under `explain_sampling` = mix."""
+    """Share of the strongest under `explain_sampling` = mix and top_importance."""
     num_statistics: int = Field(default=200, ge=0)
     """Most positives, and most silent windows, of the explain pool for rules and counts."""
     num_explain_negatives: int = Field(default=40, ge=0)
@@ -307,7 +308,9 @@ class Selector:
             strong = np.abs(values) >= np.quantile(np.abs(values), config.active_above)
             positions, values = positions[strong], values[strong]
             on_grid = grid_windows(grid, positions, values)
-        active = centred_windows(self.store, grid, positions, values) if config.centred else on_grid
+        active: Windows = on_grid
+        if config.centred:
+            active = centred_windows(self.store, grid, positions, values, middle=config.centred == "middle")
         rows = None if config.centred else on_grid.rows
         pools = LatentPools(grid, active, rows=rows, coder=coder, latent=latent, seed=config.seed, unit=unit)
         return _Fired(positions=positions, values=values, grid=grid, on_grid=on_grid, active=active, pools=pools)

@@ -484,8 +484,10 @@ def grid_windows(grid: WindowGrid, positions: np.ndarray, values: np.ndarray) ->
     return found if found.rows.min() >= 0 else found.take(np.flatnonzero(found.rows >= 0))
 
 
-def centred_windows(corpus: Corpus, grid: WindowGrid, positions: np.ndarray, values: np.ndarray) -> ActivatingWindows:
-    """Return windows with their strongest token at three quarters, or as near as the segment allows.
+def centred_windows(
+    corpus: Corpus, grid: WindowGrid, positions: np.ndarray, values: np.ndarray, *, middle: bool = False
+) -> ActivatingWindows:
+    """Return windows with their strongest token at three quarters, or in the `middle`, or as near as the segment allows.
 
     One for the strongest token of each activating window of the grid, where that token stays the strongest of its new window;
     of windows that overlap the strongest is kept (then the first), so that no token is in two of them.
@@ -501,7 +503,8 @@ def centred_windows(corpus: Corpus, grid: WindowGrid, positions: np.ndarray, val
     low = np.asarray(corpus.segments.start, np.int64)[segment]
     high = np.asarray(corpus.segments.stop, np.int64)[segment]
     width = grid.window
-    start = np.maximum(np.minimum(positions[peak] - (width - width // 4), high - width), low)
+    lead = width // 2 if middle else width - width // 4
+    start = np.maximum(np.minimum(positions[peak] - lead, high - width), low)
     length = np.minimum(width, high - low)
     begin = np.searchsorted(positions, start)
     end = np.searchsorted(positions, start + length)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import islice
@@ -22,6 +23,7 @@ from autointerp.config import RUNTIME, Config
 from autointerp.errors import ConfigError, InputError, Interrupted
 from autointerp.examples.selection import SelectionConfig
 from autointerp.examples.windows import BYTES_PER_POSITION, open_grid
+from autointerp.jobs.ahead import ahead
 from autointerp.jobs.coder_checks import absurd
 from autointerp.jobs.controls import parse_controls
 from autointerp.jobs.readings import CONTROL_CONTEXTS, CoderConfig, ControlMaker, reading_of, record_of
@@ -39,7 +41,7 @@ from autointerp.store.writer import StoreWriter
 from autointerp.subject.corpus import Context, Corpus, CorpusConfig
 from autointerp.subject.fidelity import Site, measure
 from autointerp.subject.model import load_subject
-from autointerp.subject.recorder import Reading, Recorder, TokenFilter
+from autointerp.subject.recorder import Activations, Reading, Recorder, TokenFilter
 from autointerp.subject.vocabulary import token_bytes
 from autointerp.worker import Worker
 
@@ -48,6 +50,8 @@ logger = logging.getLogger("autointerp.jobs")
 _PROBE_CONTEXTS = 4
 _BATCHES_PER_GROUP = 16
 """Batches whose contexts are sorted by length together."""
+_BATCHES_AHEAD = 2
+"""Batches that may wait to be written."""
 
 
 class CacheConfig(Config):
@@ -154,6 +158,14 @@ def plan_cache(config: CacheConfig | Mapping[str, Any]) -> CachePlan:
     if not isinstance(config, CacheConfig):
         config = CacheConfig.parse(config, where="cache")
     return _Job(config, StopFlag()).plan()
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """What the coders found in one batch."""
+
+    num_tokens: int
+    found: list[Activations]
 
 
 class _Job:
@@ -400,31 +412,50 @@ class _Job:
 
     def _record(self, writer: StoreWriter, recorder: Recorder, contexts: Iterator[Context]) -> None:
         """Read the corpus from its beginning; run the subject on the runs that are not committed."""
-        ctx_len, group = self._config.corpus.ctx_len, self._group
+        ctx_len = self._config.corpus.ctx_len
         if writer.committed_runs:
             logger.info("going on after %d finished runs", writer.committed_runs)
-        with TokenProgress(self._config.corpus.num_tokens, self._config.progress) as progress:
-            while taken := list(islice(contexts, min(writer.room, group))):
-                first = writer.add_contexts(
-                    [context.tokens for context in taken],
-                    [context.segments for context in taken],
-                    documents=[document for context in taken for document in context.documents],
-                )
+        # The device works on the next batches while those before are sorted and written here.
+        steps = ahead(self._steps(writer.runs_ahead(), recorder, contexts), size=_BATCHES_AHEAD)
+        first = 0
+        with TokenProgress(self._config.corpus.num_tokens, self._config.progress) as progress, closing(steps):
+            for step in steps:
                 self._check_stop(writer)
-                if writer.is_committed:
-                    progress.skip(sum(len(context.tokens) for context in taken))
-                else:
-                    for num_tokens, found in recorder.batches(taken):
-                        for acts in found:
-                            writer.add_activations(acts.coder, acts.latents, acts.positions + first * ctx_len, acts.values)
-                        progress.advance(num_tokens)
-                        self._check_stop(writer)
+                if isinstance(step, _Batch):
+                    for acts in step.found:
+                        writer.add_activations(acts.coder, acts.latents, acts.positions + first * ctx_len, acts.values)
+                    progress.advance(step.num_tokens)
+                    continue
                 if writer.room == 0:
                     writer.close_run()
+                first = writer.add_contexts(
+                    [context.tokens for context in step],
+                    [context.segments for context in step],
+                    documents=[document for context in step for document in context.documents],
+                )
+                if writer.is_committed:
+                    progress.skip(sum(len(context.tokens) for context in step))
+            if writer.room == 0:
+                writer.close_run()
             writer.close_run()
         counts = self._corpus.counts
         if counts.num_undecodable:
             logger.warning("%d documents of the corpus could not be decoded and were left out", counts.num_undecodable)
+
+    def _steps(
+        self, runs: Iterator[tuple[int, bool]], recorder: Recorder, contexts: Iterator[Context]
+    ) -> Iterator[list[Context] | _Batch]:
+        """Yield the corpus in groups of contexts that share a run, each before its batches, where its run wants any."""
+        for room, is_wanted in runs:
+            while room:
+                taken = list(islice(contexts, min(room, self._group)))
+                if not taken:
+                    return
+                room -= len(taken)
+                yield taken
+                if is_wanted:
+                    for num_tokens, found in recorder.batches(taken):
+                        yield _Batch(num_tokens, list(found))
 
     def _check_stop(self, writer: StoreWriter) -> None:
         if self._stop.reason is not None:

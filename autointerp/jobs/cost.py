@@ -2,14 +2,17 @@
 
 Counts are extrapolated to what is left to do, with a 95% interval over latents. Prompt tokens are counted by the engine's
 own tokenizer where it offers one, else four characters are taken for a token. Output tokens are those of earlier shards of
-the same method, or what the requests allow at most.
+the same method, or what the requests allow at most. A scorer that asks no engine and has texts embedded is run on the sample
+with an embedder that counts them and embeds nothing.
 """
 
 from __future__ import annotations
 
 import logging
+import secrets
 import tempfile
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,19 +20,28 @@ from typing import Any
 import numpy as np
 
 from autointerp.digest import hash64, seed_of
+from autointerp.embed import embedder_id
 from autointerp.errors import ConfigError, LLMError
 from autointerp.explainers.judging import STAND_IN
-from autointerp.jobs.explain import ExplainConfig, check_tables, explain_method, wanted_latents
+from autointerp.jobs.explain import ExplainConfig, check_tables, explain_method, limited_coders, wanted_latents
 from autointerp.jobs.methods import build_explainer
 from autointerp.jobs.plan import extend_plan, read_plan
 from autointerp.jobs.runner import finished_keys
-from autointerp.jobs.score import Explanations, ScoreConfig, build_scorers, score_method, scored_selection, usable
+from autointerp.jobs.score import (
+    Explanations,
+    ScoreConfig,
+    build_scorers,
+    sample_gaps,
+    score_method,
+    scored_selection,
+    usable,
+)
 from autointerp.jobs.score_controls import SAMPLED, control_scorer, controls_for, keys_of, own_explanations, sampled
 from autointerp.jobs.session import Source, StoreSource, choose_coders, examples_for
 from autointerp.jobs.signals import run_sync
 from autointerp.llm.engines import open_engine, prepare
 from autointerp.llm.settings import EngineConfig, Prices
-from autointerp.protocols import Engine, Explainer, Needs, Resources, Scorer
+from autointerp.protocols import Embedder, Engine, Explainer, Needs, Resources, Scorer
 from autointerp.records import Capabilities, Chat, Explanation, LatentExamples, Request, Text
 from autointerp.results.folder import Method, ResultsFolder
 from autointerp.results.write import Key, examples_batches, read_markers, read_rows, write_examples
@@ -64,6 +76,12 @@ class Estimate:
     """Whether output tokens are the most that requests allow, for want of earlier replies."""
     is_request_bound: bool = False
     """Whether requests are the most that there may be: the explainer stops where nothing gets better."""
+    embedded_texts: Interval | None = None
+    """Texts for the embedder; None where none is used."""
+    embedded_tokens: Interval | None = None
+    """Tokens of these, four characters taken for one."""
+    notes: tuple[str, ...] = ()
+    """What would be done for fewer latents than one might think, a sentence each."""
 
     def text(self) -> str:
         """Return the estimate for people."""
@@ -75,9 +93,13 @@ class Estimate:
             f"  prompt tokens  {_rounded(self.prompt_tokens)} ({tokens})",
             f"  output tokens  {_rounded(self.output_tokens)} ({output})",
         ]
+        if self.embedded_texts is not None and self.embedded_tokens is not None:
+            lines.append(f"  texts to embed {_rounded(self.embedded_texts)}")
+            lines.append(f"  tokens of them {_rounded(self.embedded_tokens)} (4 characters a token)")
         if self.cost.value:
             lines.append(f"  cost           {self.cost.value:.2f} ({self.cost.low:.2f} to {self.cost.high:.2f})")
         lines.append(f"  disk           {self.disk_bytes / 1e6:.1f} MB")
+        lines += [f"  note           {note}" for note in self.notes]
         return "\n".join(lines)
 
 
@@ -93,6 +115,8 @@ class _Sampled:
     prompt: float
     output: float
     disk: float
+    texts: int
+    characters: int
 
 
 def plan_explain(config: ExplainConfig, *, sample: int = SAMPLE) -> list[Estimate]:
@@ -108,7 +132,8 @@ def plan_score(config: ScoreConfig, *, sample: int = SAMPLE) -> list[Estimate]:
 def plan_pipeline(config: ExplainConfig, scoring: Mapping[str, Any], *, sample: int = SAMPLE) -> list[Estimate]:
     """Return what `explain` and then `score` with the settings `scoring` would take, before there is any explanation.
 
-    The score stage is planned in a folder that is thrown away, with explanations of usual length in place of real ones.
+    The score stage is planned in a folder that is thrown away, with explanations of usual length where there are none yet; what
+    the results folder has done already is left out.
     """
     return run_sync(lambda stop: _plan_pipeline(config, scoring, sample))
 
@@ -118,38 +143,41 @@ async def _plan_pipeline(config: ExplainConfig, scoring: Mapping[str, Any], samp
     with tempfile.TemporaryDirectory() as temporary:
         source = StoreSource(config.store, config.selection)
         folder = ResultsFolder.create(temporary, store_id=source.store_id, provenance={"store": source.path})
-        explainer = build_explainer(config.explainer, config.options)
-        engine = open_engine(config.engine, config.engine_options) if explainer.needs.engine and config.engine else None
-        try:
-            # Who judges candidates changes nothing of what scoring takes.
-            folder.register(explain_method(config, source, explainer, engine))
-        finally:
-            if engine is not None:
-                await engine.aclose()
+        async with _asked(config) as (explainer, engine, judge):
+            folder.register(explain_method(config, source, explainer, engine, judge))
         scope = wanted_latents(config, source)
         if scope is None:
             scope = read_plan(ResultsFolder.open(config.results)).latents(
                 choose_coders(config.coders, source), only_requested=True
             )
         extend_plan(folder, scope)
-        found += await _plan_score(ScoreConfig.parse({**scoring, "results": temporary}, where="score"), sample)
+        earlier = ResultsFolder(config.results) if (config.results / "results.json").exists() else None
+        scored = ScoreConfig.parse({**scoring, "results": temporary}, where="score")
+        found += await _plan_score(scored, sample, earlier=earlier)
     return found
 
 
-async def _plan_explain(config: ExplainConfig, sample: int) -> list[Estimate]:
+@asynccontextmanager
+async def _asked(config: ExplainConfig) -> AsyncIterator[tuple[Explainer, Engine | None, Engine | None]]:
+    """Yield the explainer with its engine and judge, as far as they are opened without loading a model."""
     explainer = build_explainer(config.explainer, config.options)
-    source = StoreSource(config.store, config.selection)
     engine = await _engine(config.engine, config.engine_options) if explainer.needs.engine else None
     judge = await _engine(config.judge, config.engine_options)
     try:
-        return await estimate_explain(config, source, explainer, engine, judge=judge, sample=sample)
+        yield explainer, engine, judge
     finally:
         for opened in (engine, judge):
             if opened is not None:
                 await opened.aclose()
 
 
-async def _plan_score(config: ScoreConfig, sample: int) -> list[Estimate]:
+async def _plan_explain(config: ExplainConfig, sample: int) -> list[Estimate]:
+    source = StoreSource(config.store, config.selection)
+    async with _asked(config) as (explainer, engine, judge):
+        return await estimate_explain(config, source, explainer, engine, judge=judge, sample=sample)
+
+
+async def _plan_score(config: ScoreConfig, sample: int, *, earlier: ResultsFolder | None = None) -> list[Estimate]:
     folder = ResultsFolder.open(config.results)
     explainer = folder.explainer(config.explainer)
     scorers = build_scorers(config)
@@ -160,7 +188,10 @@ async def _plan_score(config: ScoreConfig, sample: int) -> list[Estimate]:
         # A model in this process is not loaded for a plan; it can do everything.
         capabilities = engine.capabilities if engine is not None else Capabilities() if config.engine else None
         scorers, _ = usable(config, scorers, capabilities)
-        return await estimate_score(config, source, scorers, engine, sample=sample)
+        needs_embedder = any(scorer.needs.embedder for scorer in scorers)
+        # Named without loading its weights.
+        embedder = _Counting(embedder_id(config.embedder)) if needs_embedder and config.embedder is not None else None
+        return await estimate_score(config, source, scorers, engine, embedder=embedder, earlier=earlier, sample=sample)
     finally:
         if engine is not None:
             await engine.aclose()
@@ -197,6 +228,7 @@ async def estimate_explain(
         if not exists:
             raise ConfigError(f"{folder.path} has no plan yet and no latents are named; give --latents")
         scope = read_plan(folder).latents(choose_coders(config.coders, source))
+    requested = scope
     if "shuffled" in config.controls:
         scope = {coder: _with_partners(latents, source.partners(coder)) for coder, latents in scope.items()}
     done = _finished(folder, method) if exists else set()
@@ -208,29 +240,45 @@ async def estimate_explain(
 
     prices = config.engine_options.prices
     found = await _estimate(prices, folder, method, source, engine, left, of, sample, with_windows=True, needs=explainer.needs)
-    return [replace(found, is_request_bound=bool(getattr(explainer, "stops_early", False)))]
+    notes = limited_coders(config, source, requested)
+    return [replace(found, is_request_bound=bool(getattr(explainer, "stops_early", False)), notes=notes)]
 
 
 async def estimate_score(
-    config: ScoreConfig, source: Source, scorers: Sequence[Scorer], engine: Engine | None, *, sample: int = SAMPLE
+    config: ScoreConfig,
+    source: Source,
+    scorers: Sequence[Scorer],
+    engine: Engine | None,
+    *,
+    embedder: Embedder | None = None,
+    earlier: ResultsFolder | None = None,
+    sample: int = SAMPLE,
 ) -> list[Estimate]:
-    """Estimate the score stage of an opened source."""
+    """Estimate the score stage of an opened source.
+
+    `embedder`: only its `id` is read. `earlier`: the folder whose explanations and finished work count, where that is not the
+    folder with the plan.
+    """
     folder = ResultsFolder.open(config.results)
     explainer = folder.explainer(config.explainer)
     plan = read_plan(folder)
-    explanations = Explanations(folder, explainer, plan)
+    done_in = earlier or folder
+    explanations = Explanations(done_in, explainer, read_plan(done_in))
     scope = wanted_latents(config, source)
     items = plan.items("score", scope if scope is not None or not config.coders else plan.latents(config.coders))
     wanted = [key for shard in items.wanted_shards for key in items.wanted(shard)]
     found = []
     in_sample = keys_of(sampled(map(source.statistics, plan.coders), config.control_latents, seed=source.selection.seed))
+    # Scorers remember vectors by the embedder's name, so that one that embeds nothing has a name of its own.
+    counting = _Counting(f"counting-{secrets.token_hex(8)}")
     for scorer in scorers:
         for control in (None, *controls_for(config.controls, explainer, scorer)):
             judged = control_scorer(scorer, control)
             judge = engine if judged.needs.engine else None
-            resources = Resources(vocabulary=source.vocabulary, seed=source.selection.seed, engine=judge)
-            method = score_method(source, explainer, judged, engine, control)
-            done = _finished(folder, method)
+            embeds = counting if judged.needs.embedder and not judged.needs.engine else None
+            resources = Resources(vocabulary=source.vocabulary, seed=source.selection.seed, engine=judge, embedder=embeds)
+            method = score_method(source, explainer, judged, engine, control, embedder=embedder)
+            done = _finished(done_in, method)
             left = [key for key in wanted if key not in done]
             if control in SAMPLED and in_sample is not None:
                 left = [key for key in left if key in in_sample]
@@ -244,13 +292,25 @@ async def estimate_score(
                 if control is not None and control in SAMPLED:
                     rows = await own_explanations(control, latent, resources)
                 else:
-                    known = explanations.of((latent.coder, latent.latent)) if scorer.needs.explanation else []
+                    judged_for = latent.latent
+                    if control == "shuffled" and scorer.needs.explanation:
+                        judged_for = int(source.partners(latent.coder)[latent.latent])
+                    known = explanations.of((latent.coder, judged_for)) if scorer.needs.explanation else []
                     rows = known or [_stand_in(latent, explainer)]
-                asked = [_requests(scorer, latent, row, resources) for row in rows if row.status == "ok"]
+                rows = [row for row in rows if row.status == "ok"]
+                if resources.embedder is not None:
+                    for row in rows:
+                        await scorer.score(latent, row, resources, control=control)
+                    return []
+                asked = [_requests(scorer, latent, row, resources) for row in rows]
                 return [request for requests in asked for request in requests]
 
             prices = config.engine_options.prices
-            found.append(await _estimate(prices, folder, method, source, judge, left, of, sample, with_windows=False))
+            estimate = await _estimate(
+                prices, done_in, method, source, judge, left, of, sample, with_windows=False, counting=embeds
+            )
+            notes = sample_gaps(config, source, plan, scope, [control])
+            found.append(replace(estimate, notes=notes))
     return found
 
 
@@ -300,6 +360,7 @@ async def _estimate(
     *,
     with_windows: bool,
     needs: Needs = _NO_NEEDS,
+    counting: _Counting | None = None,
 ) -> Estimate:
     keys = _sample(left, sample, seed=source.selection.seed)
     measured = _measured_output(folder, method)
@@ -307,11 +368,14 @@ async def _estimate(
     sampled: list[_Sampled] = []
     for key in keys:
         latent = examples_for(needs, source, *key)
+        before = (counting.num_texts, counting.num_characters) if counting is not None else (0, 0)
         requests = await requests_of(latent) if latent.status == "ok" else []
         prompt = sum([await count.tokens(request) for request in requests])
         output = sum(request.max_tokens if measured is None else measured for request in requests)
         disk = _windows_bytes(source, latent) if with_windows else 60.0 * (len(latent.positives) + len(latent.negatives))
-        sampled.append(_Sampled(len(requests), prompt, output, disk + len(requests) * _REPLY_BYTES + output * _CHARS_PER_TOKEN))
+        disk += len(requests) * _REPLY_BYTES + output * _CHARS_PER_TOKEN
+        after = (counting.num_texts, counting.num_characters) if counting is not None else (0, 0)
+        sampled.append(_Sampled(len(requests), prompt, output, disk, after[0] - before[0], after[1] - before[1]))
     n = len(left)
     costs = [(s.prompt * prices.input + s.output * prices.output) / 1e6 for s in sampled]
     return Estimate(
@@ -326,6 +390,8 @@ async def _estimate(
         disk_bytes=float(np.mean([s.disk for s in sampled])) * n if sampled else 0.0,
         is_tokenized=count.is_exact,
         is_output_bound=measured is None,
+        embedded_texts=_total([s.texts for s in sampled], n) if counting is not None else None,
+        embedded_tokens=_total([s.characters / _CHARS_PER_TOKEN for s in sampled], n) if counting is not None else None,
     )
 
 
@@ -385,3 +451,18 @@ class _Counter:
             except LLMError:
                 self._engine, self.is_exact = None, False
         return sum(len(text) for text in texts) / _CHARS_PER_TOKEN
+
+
+class _Counting:
+    """Stands for an embedder: counts texts and their characters, and gives vectors that mean nothing."""
+
+    def __init__(self, name: str) -> None:
+        self.id = name
+        self.num_texts = self.num_characters = 0
+
+    def embed(self, texts: Sequence[str]) -> np.ndarray:
+        """Return unit vectors, float32 [len(texts), 2]."""
+        self.num_texts += len(texts)
+        self.num_characters += sum(len(text) for text in texts)
+        angles = np.array([seed_of(text) % 1000 / 1000 for text in texts])
+        return np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)

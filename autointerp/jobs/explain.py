@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +135,7 @@ async def explain_from(
     try:
         with_examples = len(plan) <= EXAMPLES_UP_TO if config.examples is None else config.examples
         work = ExplainWork(folder, source, explainer, method, leases, judge=judge, with_examples=with_examples)
-        return await run_works(
+        report = await run_works(
             config,
             folder,
             [work],
@@ -147,6 +148,7 @@ async def explain_from(
             progress=progress,
             stop=stop,
         )
+        return replace(report, notes=limited_coders(config, source, scope))
     finally:
         leases.close()
 
@@ -188,9 +190,25 @@ def wanted_latents(config: StageConfig, source: Source) -> dict[str, np.ndarray]
     """Return the latents that `config` names, by coder; None = all that is planned."""
     if config.latents is None:
         return None
-    seed = source.selection.seed
-    coders = choose_coders(config.coders, source)
-    return {coder: choose_latents(config.latents, source.statistics(coder), seed=seed) for coder in coders}
+    return {coder: _wanted(config, source, coder) for coder in choose_coders(config.coders, source)}
+
+
+def _wanted(config: StageConfig, source: Source, coder: str, *, is_limited: bool = True) -> np.ndarray:
+    limit = config.control_coder_latents if is_limited and coder in source.control_of else None
+    return choose_latents(config.latents or (), source.statistics(coder), seed=source.selection.seed, at_most=limit)
+
+
+def limited_coders(config: StageConfig, source: Source, scope: Mapping[str, np.ndarray] | None) -> tuple[str, ...]:
+    """Return a sentence on each control coder of which fewer latents are wanted than `config` names of others."""
+    found = []
+    for coder, latents in (scope or {}).items():
+        named = len(_wanted(config, source, coder, is_limited=False))
+        if len(latents) < named:
+            found.append(
+                f"{len(latents):,} of the {named:,} latents of control coder {coder} that --latents names; "
+                "--set control_coder_latents=N takes more, =all takes all"
+            )
+    return tuple(found)
 
 
 def plan_items(

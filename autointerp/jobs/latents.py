@@ -37,9 +37,13 @@ class CoderStatistics:
         return len(self.counts)
 
 
-def choose_latents(spec: str | Sequence[int], statistics: CoderStatistics, *, seed: int) -> np.ndarray:
+def choose_latents(
+    spec: str | Sequence[int], statistics: CoderStatistics, *, seed: int, at_most: int | None = None
+) -> np.ndarray:
     """Return the latents of one coder that `spec` means, ascending and without repeats; int64.
 
+    `at_most`: ``random:``, ``all`` and ``density:`` mean at most the first so many in the order of the seeded hash; what is
+    named by number stays.
     Raises: InputError when a part cannot be read, a latent does not exist, or nothing is chosen.
     """
     if not isinstance(spec, str):
@@ -56,7 +60,7 @@ def choose_latents(spec: str | Sequence[int], statistics: CoderStatistics, *, se
         low, high = _bounds(part)
         pool &= (statistics.density >= low) & (statistics.density <= high)
     named = [part for part in parts if part not in filters] or ["all"]
-    chosen = np.unique(np.concatenate([_part(part, pool, statistics, seed=seed) for part in named]))
+    chosen = np.unique(np.concatenate([_part(part, pool, statistics, seed=seed, at_most=at_most) for part in named]))
     if not len(chosen):
         found = statistics.density[_live(statistics)]
         extent = (
@@ -68,14 +72,19 @@ def choose_latents(spec: str | Sequence[int], statistics: CoderStatistics, *, se
     return chosen
 
 
-def _part(part: str, pool: np.ndarray, statistics: CoderStatistics, *, seed: int) -> np.ndarray:
+def hash_order(statistics: CoderStatistics, *, seed: int) -> np.ndarray:
+    """Return all live latents in the order that ``random:`` takes them in; int64."""
+    return _in_hash_order(np.flatnonzero(_live(statistics)), statistics.coder, seed=seed)
+
+
+def _part(part: str, pool: np.ndarray, statistics: CoderStatistics, *, seed: int, at_most: int | None) -> np.ndarray:
     if part == "all":
-        return np.flatnonzero(pool)
+        return _in_hash_order(np.flatnonzero(pool), statistics.coder, seed=seed)[:at_most]
     kind, colon, value = part.partition(":")
     if kind == "random" and colon:
         if not value.isdigit() or not int(value):
             raise InputError(f"--latents {part!r}: expected a count after random:, such as random:500")
-        return _in_hash_order(np.flatnonzero(pool), statistics.coder, seed=seed)[: int(value)]
+        return _in_hash_order(np.flatnonzero(pool), statistics.coder, seed=seed)[: int(value)][:at_most]
     if match := _RANGE.fullmatch(part):
         first, last = int(match[1]), int(match[2])
         if last < first:

@@ -104,6 +104,8 @@ class RunReport:
     stop: Stop | None = None
     left_out: tuple[str, ...] = ()
     """Methods that were not run since something they need is missing, a sentence each."""
+    notes: tuple[str, ...] = ()
+    """What was done for fewer latents than one might think, a sentence each."""
 
     @property
     def exit_code(self) -> int:
@@ -129,6 +131,7 @@ class RunReport:
             parts.append(f"{self.num_waiting} latents wait for explanations: run `autointerp explain` on them")
         if self.left_out:
             parts.append(f"left out: {', '.join(self.left_out)}")
+        parts.extend(self.notes)
         if self.stop is not None:
             parts.append(f"stopped: {self.stop.sentence}")
         return "; ".join(parts)

@@ -23,6 +23,7 @@ from autointerp.embed import open_embedder
 from autointerp.errors import ConfigError, IdentityError
 from autointerp.examples.negatives import NEGATIVES
 from autointerp.examples.selection import SelectionConfig
+from autointerp.jobs.control_gaps import gaps
 from autointerp.jobs.explain import wanted_latents
 from autointerp.jobs.methods import build_scorer, check_needs, missing
 from autointerp.jobs.plan import Plan, read_plan
@@ -40,6 +41,7 @@ from autointerp.jobs.score_controls import (
 )
 from autointerp.jobs.session import (
     Control,
+    SampleSize,
     Source,
     StageConfig,
     StoreSource,
@@ -86,8 +88,9 @@ class ScoreConfig(StageConfig):
     """Settings of scorers, by the names in `scorers`."""
     controls: tuple[Control, ...] = ()
     """Controls to run beside the scorers: ``shuffled``, ``generic``, ``lexical``; see `jobs.score_controls`."""
-    control_latents: int | None = Field(default=200, ge=1, json_schema_extra=RUNTIME)
-    """``generic`` and ``lexical`` are run on those planned latents that ``random:N`` names, for N of this; None = on all."""
+    control_latents: SampleSize = Field(default=200, json_schema_extra=RUNTIME)
+    """``generic`` and ``lexical`` are run on those planned latents that ``random:N`` names, for N of this; None or ``all`` = on
+    all."""
     selection: SelectionConfig | None = None
     """Which examples are scored; None = as explained. Only counts and sources of scored examples may differ from that."""
 
@@ -233,10 +236,15 @@ async def score_from(
             works.append(ScoreWork(source, judged, method, explanations, embedder, sample if control in SAMPLED else None))
     for work in works:
         folder.register(work.method)
+        folder.record_sample(work.method)
     folder.record_run("score", describe_run("score", config))
+    run_on_sample = {work.method.control for work in works if work.method.control in SAMPLED}
+    notes = sample_gaps(config, source, plan, scope, run_on_sample)
+    for note in notes:
+        logger.warning("%s", note)
     leases = Leases(folder.leases, expiry_s=config.lease_expiry_s)
     try:
-        return await run_works(
+        report = await run_works(
             config,
             folder,
             works,
@@ -249,8 +257,19 @@ async def score_from(
             progress=progress,
             stop=stop,
         )
+        return replace(report, notes=notes)
     finally:
         leases.close()
+
+
+def sample_gaps(
+    config: ScoreConfig, source: Source, plan: Plan, scope: Mapping[str, np.ndarray] | None, controls: Iterable[str | None]
+) -> tuple[str, ...]:
+    """Return a sentence on each coder of which the sampled ones among `controls` are run on fewer latents than could be."""
+    planned = plan.latents(plan.coders, only_requested=True)
+    wanted = planned if scope is None else {c: np.intersect1d(scope[c], planned[c]) for c in planned if c in scope}
+    names = [control for control in controls if control in SAMPLED]
+    return gaps(names, wanted, map(source.statistics, wanted), config.control_latents, seed=source.selection.seed)
 
 
 def score_method(

@@ -11,10 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 import numpy as np
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from autointerp import __version__
 from autointerp.config import RUNTIME, Config
@@ -44,6 +44,8 @@ from autointerp.worker import Worker
 
 Control = Literal["shuffled", "generic", "lexical"]
 LatentSpec = str | tuple[int, ...]
+SampleSize = Annotated[Annotated[int, Field(ge=1)] | None, BeforeValidator(lambda value: None if value == "all" else value)]
+"""A number of latents; None or ``all`` = no limit."""
 
 SCORE_ONLY = ("num_positives", "num_negatives", "negatives", "embedder")
 """Settings of a selection that change what is scored and nothing that an explainer sees."""
@@ -56,6 +58,9 @@ class StageConfig(Config):
     """``0-99``, ``3,7,9``, ``random:500``, ``density:1e-5..1e-2``, ``all`` or a list file; None = all that is planned."""
     coders: tuple[str, ...] = ()
     """Coders of the store; none = all."""
+    control_coder_latents: SampleSize = Field(default=200, json_schema_extra=RUNTIME)
+    """Most latents of each control coder that ``all``, ``random:`` and ``density:`` mean, the first in their seeded order;
+    None or ``all`` = as many as of other coders. Latents named by number are all meant."""
     engine: str | None = None
     """``openai:MODEL@URL``, ``hf:MODEL``, ``vllm:MODEL`` or ``module:Class``; None where no LLM is needed."""
     engine_options: EngineConfig = Field(default_factory=EngineConfig)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from autointerp.errors import InputError
+from autointerp.jobs.control_gaps import recorded_gaps
 from autointerp.reports.index import density_rows, headline_rows, series_names
 from autointerp.reports.pages import STATUS_WORDS, Page, latent_page
 from autointerp.reports.source import Row, Source
@@ -123,7 +124,8 @@ def _context_line(row: Row, scale: float, colour: bool) -> str:
 def summary_table(results_folder: Path | str) -> str:
     """Return headline scores: median over latents with interval, control, lift and chance, a row per coder and scorer.
 
-    Below: means, also weighted by firing rate, lifts over each control with intervals, and coverage by firing rate.
+    Below: means, also weighted by firing rate, lifts over each control with intervals, coverage by firing rate, and coders of
+    which few latents have controls.
     """
     found = overview(Source(results_folder))
     rows = [
@@ -166,7 +168,8 @@ def summary_table(results_folder: Path | str) -> str:
     lines = table(rows, right={7, 8, 10, 11, 12}) if len(rows) > 1 else ["nothing is scored in this folder yet"]
     lines += [*_lifts(found), *_by_density(found)]
     missing = _without(found.coders, {c: [found.status(c, int(i)) for i in found.requested[c]] for c in found.coders})
-    return "\n".join([*lines, *missing]) + "\n"
+    gaps = [one_line(gap) for gap in recorded_gaps(results_folder)]
+    return "\n".join([*lines, *missing, *gaps]) + "\n"
 
 
 def _lifts(found: Overview) -> list[str]:

@@ -17,6 +17,7 @@ import jinja2
 from autointerp import __version__
 from autointerp.errors import StoreError
 from autointerp.files import disk_errors, write_json
+from autointerp.jobs.control_gaps import recorded_gaps
 from autointerp.reports.coders import FILES, coders_frame, side_by_side
 from autointerp.reports.index import (
     coder_folder,
@@ -54,7 +55,8 @@ def write_report(
 ) -> Path:
     """Write a report of a results folder and return the path of its index.
 
-    Only the parquet tables are read. `limit`: at most so many latents get a page (the index says how many did not).
+    Only the parquet tables are read, and what the methods recorded of themselves where that lies beside them. `limit`: at most
+    so many latents get a page (the index says how many did not).
     `max_examples`: windows per pool and kind on a page. `progress` is called with (written, total).
     Raises: StoreError when there is nothing to report on, or `out` holds other files.
     """
@@ -77,7 +79,8 @@ def write_report(
             if progress is not None:
                 progress(number, len(chosen))
         _remove_stale(target / "latents", written)
-        return site.write("index.html", "index.html.j2", **_index(found, chosen, texts), coders=_coders(target, found))
+        index = _index(found, chosen, texts) | {"coders": _coders(target, found), "gaps": recorded_gaps(source.folder)}
+        return site.write("index.html", "index.html.j2", **index)
 
 
 def write_page(out: Path, template: str, *, name: str, **values: Any) -> Path:

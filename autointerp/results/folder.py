@@ -21,7 +21,7 @@ import orjson
 
 from autointerp.digest import digest, short
 from autointerp.errors import ConfigError, IdentityError, ResourceError, StoreError
-from autointerp.files import TEMPORARY_PREFIX, disk_errors, read_json, sync_folder
+from autointerp.files import TEMPORARY_PREFIX, disk_errors, read_json, sync_folder, write_json
 
 FOLDER_SCHEMA = 1
 Stage = Literal["explain", "score"]
@@ -197,6 +197,22 @@ class ResultsFolder:
                 raise IdentityError(
                     f"{path.parent} belongs to another method: id is {found} there and {method.id} now; choose another folder"
                 )
+
+    def record_sample(self, method: Method) -> None:
+        """Record on which latents of each coder a registered method is run by now, the most so far; no ``sample`` = on all."""
+        path = self.state(method.stage, method.label) / "method.json"
+        content = read_json(path)
+        before, now = content["settings"].get("sample"), method.settings.get("sample")
+        if before is None:
+            return
+        if now is None:
+            del content["settings"]["sample"]
+        else:
+            content["settings"]["sample"] = before | {
+                c: max(before.get(c, []), list(latents), key=len) for c, latents in now.items()
+            }
+        if content["settings"].get("sample") != before:
+            write_json(path, content)
 
     def methods(self, stage: Stage) -> list[Method]:
         """Return the methods that have been started, by folder name."""

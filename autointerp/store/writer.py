@@ -8,7 +8,8 @@ contexts that are already stored are compared and need no activations.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import count
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -254,6 +255,13 @@ class StoreWriter:
         """How many contexts the current run still takes; at 0 call :meth:`close_run`."""
         run = self._runs.get(self._run)
         return (self.contexts_per_run if run is None else run.num_contexts) - (self._next - self._first)
+
+    def runs_ahead(self) -> Iterator[tuple[int, bool]]:
+        """Yield how many contexts each run takes, from the current one on, and whether its activations are wanted; no end."""
+        committed = {run: there.num_contexts for run, there in self._runs.items()}
+        for run in count(self._run):
+            is_ours = self._worker is None or self._worker.owns(run)
+            yield committed.get(run, self.contexts_per_run), is_ours and run not in committed
 
     @property
     def num_runs(self) -> int:

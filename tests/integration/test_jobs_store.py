@@ -11,7 +11,7 @@ import pytest
 from autointerp import explain, load_explanations, load_scores, load_verdicts, score
 from autointerp.errors import ConfigError, IdentityError
 from autointerp.examples.selection import SelectionConfig
-from autointerp.jobs.cost import plan_explain, plan_score
+from autointerp.jobs.cost import plan_explain, plan_pipeline, plan_score
 from autointerp.jobs.explain import ExplainConfig
 from autointerp.jobs.score import ScoreConfig
 from autointerp.jobs.status import status
@@ -180,3 +180,27 @@ def test_plans(store, results, tmp_path):
     assert (estimate.num_latents, estimate.requests.value) == (20, 0) and estimate.disk_bytes > 0
     estimates = plan_score(ScoreConfig(results=results, options=RULE))
     assert [estimate.num_latents for estimate in estimates] == [0, 0]
+
+
+class Letters:
+    """An embedder of one's own."""
+
+    id = "letters"
+
+    def embed(self, texts):
+        counts = np.array([[1 + text.count(letter) for letter in "0123456789"] for text in texts], np.float32).reshape(-1, 10)
+        return counts / np.linalg.norm(counts, axis=1, keepdims=True)
+
+
+def test_a_plan_of_both_stages_leaves_out_what_is_done(store, tmp_path):
+    config = ExplainConfig(store=store, results=tmp_path / "r", latents="0-5", explainer="lexical", selection=SELECTION)
+    scoring = {"scorers": ("detection", "embedding"), "options": {"detection": {"judge": "rule"}}}
+    scoring |= {"embedder": f"{__name__}:Letters", "controls": ("shuffled", "generic")}
+    before = plan_pipeline(config, scoring)
+    assert [estimate.num_latents for estimate in before] == [6] * 7
+    assert [estimate.embedded_texts is not None for estimate in before] == [False] * 4 + [True] * 3
+    explain(config.model_copy(update={"controls": ("shuffled",)}), progress=False)
+    score(ScoreConfig.parse({**scoring, "results": tmp_path / "r"}), progress=False)
+    assert [estimate.num_latents for estimate in plan_pipeline(config, scoring)] == [0] * 7
+    more = plan_pipeline(config.model_copy(update={"latents": "0-7"}), scoring)
+    assert [estimate.num_latents for estimate in more] == [2] * 7

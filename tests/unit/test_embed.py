@@ -6,7 +6,7 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 
-from autointerp.embed import DEFAULT_EMBEDDER, SentenceEmbedder, open_embedder
+from autointerp.embed import DEFAULT_EMBEDDER, SentenceEmbedder, embedder_id, open_embedder
 from autointerp.embed import sentence as module
 from autointerp.errors import InputError, ResourceError
 from autointerp.protocols import Embedder
@@ -95,6 +95,18 @@ def test_the_default_is_the_packaged_one_where_it_is_installed_else_the_hubs(tmp
     assert library.asked == [("sentence-transformers/all-MiniLM-L6-v2", None, False)]
     with pytest.raises(InputError, match=r"cannot be loaded from broken/model \(no such model\)"):
         open_embedder("broken/model")
+
+
+def test_an_embedder_is_named_without_being_loaded(tmp_path, library, monkeypatch):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "model.safetensors").write_bytes(b"w")
+    monkeypatch.setattr(module, "find_spec", lambda name: None)
+    specs = [DEFAULT_EMBEDDER, str(tmp_path / "model"), "some/model", f"{__name__}:Letters"]
+    named = [embedder_id(spec) for spec in specs]
+    assert not library.asked
+    assert named == [open_embedder(spec).id for spec in specs] and len(library.asked) == 3
+    with pytest.raises(InputError, match=r"no embedder at \./nowhere"):
+        embedder_id("./nowhere")
 
 
 @pytest.mark.skipif(find_spec(module.PACKAGE) is None, reason="the package with the weights is not installed")

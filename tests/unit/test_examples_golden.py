@@ -117,6 +117,11 @@ CASES = [
         "2ab2530b2dbb6881",
     ),
     (
+        {"window": 21, "centred": "middle", "num_explain": 15, "explain_sampling": "top_importance", "ratio_top": 0.667},
+        "78a68bc94b3b5af0",
+        "d0bc0181f6b43a02",
+    ),
+    (
         {"window": 8, "num_explain_negatives": 700, "num_negatives": 3000, "num_statistics": 3000, "min_documents": 400},
         "3b004f852b88cdf8",
         "3b74dfacb6fcf738",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, replace
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from examples_corpus import MemoryStore, random_store
 from autointerp.errors import ConfigError, InputError
 from autointerp.examples.negatives import NEGATIVES, NegativeSource
 from autointerp.examples.pools import VALIDATE
-from autointerp.examples.sampling import Choice, choose, keys_of, rank, spread
+from autointerp.examples.sampling import Choice, Sampling, choose, keys_of, rank, spread
 from autointerp.examples.selection import SelectionConfig, Selector, select, selection_id
 from autointerp.examples.windows import ActivatingWindows
 from autointerp.records import Examples, LatentExamples
@@ -137,6 +138,32 @@ def test_top_mix_and_importance():
     assert 0.40 < np.mean(np.array(drawn) < 50) < 0.60
 
 
+@pytest.mark.parametrize(
+    ("num", "count", "ratio", "num_top"), [(60, 15, 0.667, 10), (14, 15, 0.667, 9), (30, 9, 0, 0), (8, 8, 1, 8)]
+)
+def test_the_strongest_and_below_them_by_squared_activation(num, count, ratio, num_top):
+    # With ties in rank, and not in order of strength.
+    windows = windows_of(np.random.default_rng(num).integers(1, 9, num).astype(float).tolist())
+    keys = keys_of(windows, seed=6)
+    rows, quantiles = choose(windows, count, parts=10, seed=6, how="top_importance", ratio_top=ratio)
+    ranking = sorted(range(num), key=lambda row: int(keys.order[row]))
+    # Efraimidis and Spirakis: of uniform numbers u, those with the largest u^(1 / weight).
+    wins = {row: (int(keys.draw[row]) / 2**64) ** (1 / float(windows.strength[row]) ** 2) for row in ranking[num_top:]}
+    drawn = sorted(wins, key=lambda row: -wins[row])[: min(num, count) - num_top]
+    assert rows.tolist() == [row for row in ranking if row in ranking[:num_top] or row in drawn]
+    ends = np.cumsum(spread(num, 10))
+    assert quantiles.tolist() == [int(np.sum(ends <= ranking.index(row))) for row in rows]
+
+
+def test_below_the_strongest_one_is_drawn_in_proportion_to_its_squared_activation():
+    windows = windows_of([9.0, 1.0, 3.0, 8.0, 2.0])
+    drawn = [choose(windows, 3, parts=1, seed=s, how="top_importance", ratio_top=2 / 3)[0].tolist() for s in range(1400)]
+    assert {tuple(rows[:2]) for rows in drawn} == {(0, 3)}
+    # Weights 9, 4 and 1 of 14; the standard deviation of a count is at most 19.
+    for row, expected in ((2, 900), (4, 400), (1, 100)):
+        assert abs(sum(rows[2] == row for rows in drawn) - expected) < 70
+
+
 # One latent -----------------------------------------------------------------------------------------------------------
 
 
@@ -201,6 +228,8 @@ def test_centred_means_centred():
         assert (places == 24).all() == centred
         assert (shown.positions % 400 % 32 == 0).all() != centred
     assert len(set(select(store, "sae", 0, SelectionConfig()).positives.activations.argmax(axis=1).tolist())) > 10
+    middle = select(store, "sae", 0, SelectionConfig(centred="middle", window=21)).positives
+    assert (middle.activations.argmax(axis=1) == 10).all()
 
 
 def test_same_call_same_rows_in_any_order_and_thread(store):
@@ -248,6 +277,9 @@ def test_seed_and_coder_change_the_choice_and_the_identity(store):
     config = SelectionConfig()
     ids = {selection_id(s, c, g) for s in "ab" for c in "cd" for g in (config, SelectionConfig(num_positives=51))}
     assert len(ids) == 8
+    ways = [SelectionConfig(explain_sampling=how) for how in get_args(Sampling)]
+    ways += [SelectionConfig(centred=how) for how in (True, "middle")]
+    assert len({selection_id("s", "c", way) for way in ways}) == len(ways) == 8
 
 
 def test_counts_do_not_change_what_else_is_chosen(store):
@@ -411,6 +443,7 @@ def test_a_source_cannot_break_the_rules(store, monkeypatch):
         ({"window": 8, "min_window": 9}, "min_window = 9 is more than window = 8"),
         ({"active_above": 1.0}, "active_above = 1.0 cannot be used"),
         ({"explain_sampling": "best"}, "explain_sampling = 'best' cannot be used"),
+        ({"centred": "left"}, "centred = 'left' cannot be used: Input should be False, True or 'middle'"),
     ],
 )
 def test_wrong_settings_are_named(settings, message):

@@ -119,7 +119,9 @@ def test_blocks_are_cut_from_the_flat_arrays():
     assert [part.tolist() for part in ragged(np.array([5, 9, 2]), np.array([2, 0, 1]))] == [[0, 0, 2], [5, 6, 2]]
 
 
-def naive_centred(store: MemoryStore, pairs: dict[int, float], window: int, min_window: int) -> list[tuple[int, int, float]]:
+def naive_centred(
+    store: MemoryStore, pairs: dict[int, float], window: int, min_window: int, lead: int
+) -> list[tuple[int, int, float]]:
     candidates = []
     for low, length, _ in naive_windows(store, window, min_window):
         inside = [p for p in pairs if low <= p < low + length]
@@ -128,7 +130,7 @@ def naive_centred(store: MemoryStore, pairs: dict[int, float], window: int, min_
         peak = min(inside, key=lambda p: (-abs(pairs[p]), p))
         k = next(k for k in range(len(store.segments.start)) if store.segments.start[k] <= peak < store.segments.stop[k])
         begin, end = store.segments.start[k], store.segments.stop[k]
-        start = max(begin, min(peak - (window - window // 4), end - window))
+        start = max(begin, min(peak - lead, end - window))
         size = min(window, end - begin)
         if abs(pairs[peak]) >= max(abs(v) for p, v in pairs.items() if start <= p < start + size):
             candidates.append((int(start), int(size), abs(pairs[peak])))
@@ -139,15 +141,16 @@ def naive_centred(store: MemoryStore, pairs: dict[int, float], window: int, min_
     return sorted(kept)
 
 
+@pytest.mark.parametrize(("middle", "lead"), [(False, 12), (True, 8)])
 @pytest.mark.parametrize("seed", range(6))
-def test_centred_windows_equal_a_greedy_pass(seed):
+def test_centred_windows_equal_a_greedy_pass(seed, middle, lead):
     rng = np.random.default_rng(seed)
     store = random_store(seed=seed, num_documents=20, tokens=60, ctx_len=100)
     fires = np.flatnonzero(rng.random(store.num_tokens) < [0.02, 0.1, 0.4][seed % 3])
     values = rng.integers(1, 6, len(fires)).astype(np.float32) * rng.choice([-1, 1], len(fires))
     grid = build_grid(store, window=16, min_window=4)
-    found = centred_windows(store, grid, fires, values.astype(np.float32))
-    expected = naive_centred(store, dict(zip(fires.tolist(), values.tolist(), strict=True)), 16, 4)
+    found = centred_windows(store, grid, fires, values.astype(np.float32), middle=middle)
+    expected = naive_centred(store, dict(zip(fires.tolist(), values.tolist(), strict=True)), 16, 4, lead)
     assert list(zip(found.start, found.length, found.strength, strict=True)) == expected
     block = cut_activations(fires, values, found.start, found.length, width=16)
     for row in range(len(found)):
@@ -155,8 +158,9 @@ def test_centred_windows_equal_a_greedy_pass(seed):
         assert {found.start[row] + c: block[row, c] for c in np.flatnonzero(block[row])} == flat
 
 
-def test_peak_lies_at_three_quarters_away_from_the_ends():
+def test_peak_lies_at_three_quarters_or_in_the_middle_away_from_the_ends():
     store = MemoryStore([list(range(200))], ctx_len=200)
-    grid = build_grid(store, window=32, min_window=8)
-    found = centred_windows(store, grid, np.array([2, 100, 198]), np.array([1, 2, 3], np.float32))
-    assert found.start.tolist() == [0, 100 - 24, 200 - 32]
+    for window, middle, lead in ((32, False, 24), (21, True, 10)):
+        grid = build_grid(store, window=window, min_window=8)
+        found = centred_windows(store, grid, np.array([2, 100, 198]), np.array([1, 2, 3], np.float32), middle=middle)
+        assert found.start.tolist() == [0, 100 - lead, 200 - window]

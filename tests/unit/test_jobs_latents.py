@@ -5,7 +5,7 @@ import pytest
 from jobs_standins import Source
 
 from autointerp.errors import InputError
-from autointerp.jobs.latents import choose_latents
+from autointerp.jobs.latents import choose_latents, hash_order
 
 STATISTICS = Source().statistics("a")
 
@@ -70,3 +70,20 @@ def test_sentences(spec, sentence):
 
 def test_result_type():
     assert choose_latents("1", STATISTICS, seed=0).dtype == np.int64
+
+
+def test_at_most_takes_the_first_of_the_seeded_order_and_leaves_what_is_named_by_number():
+    def limited(spec):
+        return choose_latents(spec, STATISTICS, seed=0, at_most=8).tolist()
+
+    assert limited("all") == limited("random:20") == chosen("random:8")
+    assert limited("random:5") == chosen("random:5")
+    assert limited("density:..0.003") == chosen("density:..0.003,random:8") and len(limited("density:..0.003")) == 8
+    assert limited("0-20") == list(range(21)) and limited(tuple(range(9))) == list(range(9))
+    assert limited("0-20,all") == sorted({*range(21), *chosen("random:8")})
+
+
+def test_the_order_is_that_of_random():
+    order = hash_order(STATISTICS, seed=3)
+    assert sorted(order.tolist()) == list(range(50))
+    assert sorted(order[:7].tolist()) == chosen("random:7", seed=3)

@@ -9,9 +9,10 @@ import pytest
 from planted import planted, resources
 
 from autointerp.explainers.lexical import Lexical
-from autointerp.jobs.cost import estimate_score
-from autointerp.jobs.explain import ExplainConfig, explain_from
-from autointerp.jobs.latents import CoderStatistics, choose_latents
+from autointerp.jobs.control_gaps import gaps
+from autointerp.jobs.cost import estimate_explain, estimate_score
+from autointerp.jobs.explain import ExplainConfig, explain_from, wanted_latents
+from autointerp.jobs.latents import CoderStatistics, choose_latents, hash_order
 from autointerp.jobs.methods import build_scorer
 from autointerp.jobs.score import ScoreConfig, score_from
 from autointerp.jobs.score_controls import (
@@ -25,6 +26,8 @@ from autointerp.jobs.score_controls import (
     sampled,
 )
 from autointerp.jobs.status import status
+from autointerp.reports.terminal import summary_table
+from autointerp.reports.write import write_report
 from autointerp.results.folder import Method
 from autointerp.results.load import load_scores
 from autointerp.rules import Rule
@@ -156,3 +159,94 @@ def test_a_latent_without_a_lexical_rule_has_a_row(explained_folder):
 def test_explanation_ids_differ_between_latents():
     ids = {asyncio.run(own_explanations("generic", planted(latent=i), resources()))[0].explanation_id for i in (1, 2)}
     assert len(ids) == 2
+
+
+def test_a_short_list_without_controls_is_told_of():
+    statistics = CoderStatistics(coder="a", counts=np.where(np.arange(400) < 390, 5, 0), density=np.ones(400))
+    order = hash_order(statistics, seed=0).tolist()
+    short = np.array(sorted([*order[205:300], 395]))  # 95 live latents, the first of them at rank 205; one silent
+    [sentence] = gaps(["generic", "lexical"], {"a": short}, [statistics], 200, seed=0)
+    assert sentence == (
+        "a has no controls generic and lexical: 0 of its 95 latents to score are among the 200 sampled; "
+        "--set control_latents=300 runs them on 95, =all on all"
+    )
+    [sentence] = gaps(["generic"], {"a": np.array(order[195:205])}, [statistics], 200, seed=0)
+    assert "a has few latents with the control generic: 5 of its 10 latents" in sentence
+    assert "--set control_latents=205 runs it on 10" in sentence
+    for whole in (order[:10], order[:300], order):
+        assert gaps(["generic"], {"a": np.array(whole)}, [statistics], 200, seed=0) == ()
+    assert gaps(["generic"], {"a": short}, [statistics], None, seed=0) == gaps([], {"a": short}, [statistics], 9, seed=0) == ()
+
+
+def test_score_plan_and_report_tell_of_a_list_without_controls(tmp_path, caplog):
+    order = hash_order(standins.Source().statistics("a"), seed=0).tolist()
+    latents = tuple(latent for latent in order[20:30] if latent != 7)[:8]
+    config = ExplainConfig(store="x", results=tmp_path / "r", latents=latents, coders=("a",))
+    asyncio.run(explain_from(config, standins.Source(), standins.Explainer(), standins.engine(), progress=False))
+    settings = {"controls": CONTROLS, "control_latents": 20}
+    scoring = ScoreConfig(results=tmp_path / "r", coders=("a",), **settings)
+    found = asyncio.run(estimate_score(scoring, standins.Source(), [standins.Scorer()], standins.engine(), sample=100))
+    assert [len(estimate.notes) for estimate in found] == [0, 0, 1, 1]
+    assert "note           a has no control generic: 0 of its 8 latents to score are among the 20" in found[2].text()
+    report = run_score(tmp_path / "r", standins.engine(), **settings)
+    expected = "a has no controls generic and lexical: 0 of its 8 latents to score are among the 20 sampled"
+    assert len(report.notes) == 1 and expected in report.sentence() and expected in caplog.text
+    assert expected + "; score again" in summary_table(tmp_path / "r")
+    assert expected + "; score again" in write_report(tmp_path / "r").read_text()
+    # What helps, and is then no longer told.
+    report = run_score(tmp_path / "r", standins.engine(), controls=CONTROLS, control_latents="all")
+    assert report.notes == () and (load_scores(tmp_path / "r")["control"] == "generic").sum() >= 8
+    assert "sampled" not in summary_table(tmp_path / "r")
+    assert "sampled;" not in write_report(tmp_path / "r").read_text()
+
+
+def test_status_knows_the_largest_sample(explained_folder):
+    def counted():
+        [found] = [method for method in status(explained_folder).methods if "generic" in method.method]
+        return found.num_finished, found.num_latents
+
+    for num, expected in ((8, 8), (12, 12), (4, 12), ("all", 50), (4, 50)):
+        run_score(explained_folder, standins.engine(), controls=("generic",), control_latents=num)
+        assert counted() == (expected, expected)
+
+
+class WithControl(standins.Source):
+    """Coder b is a control of a; both have 300 live latents."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.control_of = {"b": "a"}
+
+    def statistics(self, coder):
+        counts = np.full(300, 5)
+        return CoderStatistics(coder=coder, counts=counts, density=counts / 1e3)
+
+
+def test_control_coders_get_a_sample(tmp_path):
+    def wanted(latents, **changes):
+        found = wanted_latents(ExplainConfig(store="x", results="r", latents=latents, **changes), source)
+        return {coder: chosen.tolist() for coder, chosen in found.items()}
+
+    source = WithControl()
+    first = choose_latents("random:200", source.statistics("b"), seed=0).tolist()
+    for spec, of_others in (("all", 300), ("density:0..1", 300), ("random:250", 250), ("random:150", 150)):
+        found = wanted(spec)
+        assert len(found["a"]) == of_others
+        assert set(found["b"]) <= set(first) and len(found["b"]) == min(of_others, 200)
+    assert wanted("0-249")["b"] == list(range(250))
+    for num, expected in ((20, 20), (None, 300), ("all", 300)):
+        assert len(wanted("all", control_coder_latents=num)["b"]) == expected
+
+
+def test_the_plan_prices_the_sample_of_control_coders_and_says_so(tmp_path):
+    config = ExplainConfig(store="x", results=tmp_path / "r", latents="all", control_coder_latents=10)
+    engine = standins.engine()
+    [planned] = asyncio.run(estimate_explain(config, WithControl(), standins.Explainer(), engine, sample=1000))
+    assert planned.num_latents == 310
+    report = asyncio.run(explain_from(config, WithControl(), standins.Explainer(), engine, progress=False))
+    assert report.num_latents == 310 and len(engine.requests) == planned.requests.value
+    [note] = planned.notes
+    assert note.startswith("10 of the 300 latents of control coder b that --latents names") and note in planned.text()
+    assert report.notes == planned.notes and note in report.sentence()
+    [again] = asyncio.run(estimate_explain(config, WithControl(), standins.Explainer(), engine, sample=1000))
+    assert again.num_latents == 0

@@ -13,7 +13,7 @@ from autointerp.jobs.methods import build_scorer, check_needs
 from autointerp.jobs.score import ScoreConfig, build_scorers, score_from, usable
 from autointerp.jobs.verify import verify
 from autointerp.llm.fake import FakeEngine
-from autointerp.protocols import Embedder
+from autointerp.protocols import Embedder, Resources
 from autointerp.records import Capabilities
 from autointerp.results.folder import ResultsFolder
 from autointerp.results.load import load_scores, load_verdicts
@@ -185,3 +185,57 @@ def test_the_plan_of_every_scorer_is_what_it_sends(name, results):
 def _is_reminder(scorer, request):
     prompt = getattr(scorer, "_prompt", None)
     return hasattr(request.prompt, "messages") and len(request.prompt.messages) > 2 + 2 * len(prompt.file.turns)
+
+
+def left(results, *scorers, **options):
+    config = ScoreConfig(results=results, controls=("shuffled",))
+    built = [build_scorer(name, {}) for name in scorers]
+    return asyncio.run(estimate_score(config, standins.Source(), built, None, sample=100, **options))
+
+
+def test_the_plan_knows_finished_scorers_with_an_embedder(results):
+    names = ["embedding", "example_embedding"]
+    assert [estimate.num_latents for estimate in left(results, *names, embedder=Lengths())] == [5, 5, 5, 5]
+    score(results, *names, embedder=Lengths())
+    assert [estimate.num_latents for estimate in left(results, *names, embedder=Lengths())] == [0, 0, 0, 0]
+
+
+class Counted(Lengths):
+    def __init__(self):
+        super().__init__()
+        self.characters = 0
+
+    def embed(self, texts):
+        self.characters += sum(map(len, texts))
+        return super().embed(texts)
+
+
+@pytest.mark.parametrize("name", ["embedding", "example_embedding"])
+def test_the_plan_counts_the_texts_that_are_embedded(name, results):
+    embedder = Counted()
+    [plain, control] = left(results, name, embedder=embedder)
+    assert embedder.num == 0
+    score(results, name, embedder=embedder)
+    planned = [estimate.embedded_texts.value for estimate in (plain, control)]
+    assert sum(planned) == embedder.num > 0 and planned[0] > 4 * 8
+    tokens = sum(estimate.embedded_tokens.value for estimate in (plain, control))
+    assert tokens == pytest.approx(embedder.characters / 4)
+    assert f"texts to embed {planned[0]:,.0f}" in plain.text() and "4 characters a token" in plain.text()
+
+
+def test_the_plan_leaves_no_vectors_behind(results):
+    """A scorer remembers vectors by the embedder's name."""
+    [one, two] = [build_scorer("embedding", {}) for _ in range(2)]
+    config = ScoreConfig(results=results)
+    asyncio.run(estimate_score(config, standins.Source(), [one], None, embedder=Lengths()))
+    embedders = [Lengths(), Lengths()]
+    for scorer, embedder in zip((one, two), embedders, strict=True):
+        latent = standins.Source().select("a", 5)
+        resources = Resources(vocabulary=standins.Vocabulary(), seed=0, embedder=embedder)
+        asyncio.run(scorer.score(latent, latent_explanation(latent), resources))
+    assert embedders[0].num == embedders[1].num > 0
+
+
+def latent_explanation(latent):
+    [row] = asyncio.run(standins.Rules().explain(latent, None))
+    return row
