@@ -283,7 +283,7 @@ def test_what_is_found_and_not_asked_for_is_bounded():
     lookups.expect(latents)
     for latent in latents[::16]:
         assert lookups.of(line, latent, np.array([latent[1] % NUM]), 3)[0, 0] == latent[1] % NUM
-    assert len(asked) == 1500 and len(lookups._found) == 8 * 16
+    assert len(asked) == 1500 and len(lookups._found) <= 8 * 16
     # Forgotten, kept, never announced: the same answer; and more than was looked up is looked up again.
     for latent in (1, 1599, 1700):
         np.testing.assert_array_equal(
