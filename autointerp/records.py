@@ -29,7 +29,7 @@ STATUSES: tuple[str, ...] = get_args(Status)
 RETRYABLE: frozenset[str] = frozenset({"no_reply"})
 """Statuses that a later run tries again; a shard that holds one is ``partial``."""
 
-UNSCORED: tuple[str, ...] = ("unparseable", "refused", "truncated", "no_reply", "too_long")
+UNSCORED: tuple[Status, ...] = ("unparseable", "refused", "truncated", "no_reply", "too_long")
 """Reasons why a single example has no verdict; each has a ``num_<reason>`` column in the scores table."""
 
 Disjoint = Literal["document", "context", "unknown", "none"]
@@ -139,6 +139,8 @@ class LatentExamples:
     """Validate pool, activating, stratified by quantile; empty but for explainers that choose between candidates."""
     validate_negatives: Examples = field(default_factory=lambda: Examples.empty(0))
     """Validate pool, silent; as above."""
+    negative_sources: tuple[str, ...] = ()
+    """Sources of `negatives` that were asked for, whether or not the latent has windows of them; empty where nobody says."""
     promoted: tuple[int, ...] | None = None
     """Tokens that the latent promotes, the most promoted first; None but for explainers that show them."""
 
@@ -225,6 +227,8 @@ class Score:
     explanation_id: str
     scorer: str
     scorer_id: str
+    base_id: str = ""
+    """`scorer_id` of the scorer itself: of this row's own, or under a control of the scorer that the control is of."""
     selection_id: str
     control: str | None
     judge: str

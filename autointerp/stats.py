@@ -17,6 +17,8 @@ averaged.
   bootstrap over documents 0.87 to 0.94. Where nothing is wrong, or all that is lies in one document, the others correlate by
   exactly 1 and the jackknife has no spread to go by: |r| is then a rate of right documents, by Wilson's interval, of Kish's
   effective number of them with their shares of the variance as weights.
+- Calibrated R^2: a least-squares line from predictions to the truth, fitted for each cluster to the other clusters and never
+  turned around; no interval.
 - Average precision: the step sum of precision over recall (Zhu 2004), ties counted as one step; the binomial interval of Boyd,
   Eng and Page (2013, section 3.1) with the number of positives, by Wilson's score equation, which also holds near 1.
 - Rates of weighted examples: Wilson's interval with Kish's effective number, (sum of weights)^2 / sum of squared weights.
@@ -47,6 +49,11 @@ class Interval:
     low: float
     high: float
     method: str
+
+    @staticmethod
+    def point(value: float) -> Interval:
+        """Return a value of which nothing is known but itself."""
+        return Interval(value=value, low=math.nan, high=math.nan, method="none")
 
 
 def design_effect(values: Sequence[float] | np.ndarray, clusters: Sequence[Hashable] | np.ndarray) -> float:
@@ -248,6 +255,31 @@ def weighted_rate(
     n = float(w.sum()) ** 2 / float(np.square(w).sum())
     interval = wilson(value * n, n, deff=deff, level=level)
     return Interval(value=value, low=interval.low, high=interval.high, method="wilson_weighted")
+
+
+def cross_fitted_r2(
+    x: Sequence[float] | np.ndarray, y: Sequence[float] | np.ndarray, clusters: Sequence[Hashable] | np.ndarray
+) -> float | None:
+    """Return 1 - SSE / SST of predicting `y` by a line in `x` that was fitted, for each cluster, to the other clusters.
+
+    SST is of predicting the others' mean, so that an `x` that knows nothing has 0 or a little less. The slope is never below 0:
+    a line that turns predictions around would reward whoever predicts the opposite. None with a single cluster or constant `y`.
+    """
+    a, b = np.asarray(x, np.float64), np.asarray(y, np.float64)
+    _, index = np.unique(np.asarray(clusters), return_inverse=True)
+    if len(a) == 0 or index.max() == 0 or _is_constant(b):
+        return None
+    # Centred first, so that sums of squares lose no digits.
+    a, b = a - a.mean(), b - b.mean()
+    parts = np.stack([np.bincount(index, weights=w) for w in (np.ones_like(a), a, b, a * a, a * b)])
+    n, sum_a, sum_b, sum_aa, sum_ab = parts.sum(axis=1)[:, None] - parts
+    spread = sum_aa - sum_a**2 / n
+    # Predictions that are all but constant in the others name no line.
+    is_known = spread > 1e-9 * max(float(np.square(a).sum()), 1e-30)
+    slope = np.where(is_known, (sum_ab - sum_a * sum_b / n) / np.where(is_known, spread, 1.0), 0.0).clip(min=0.0)
+    unfitted = b - (sum_b / n)[index]
+    missed = unfitted - slope[index] * (a - (sum_a / n)[index])
+    return 1 - float(np.square(missed).sum() / np.square(unfitted).sum())
 
 
 def _root(excess: Callable[[float], float], outside: float, inside: float) -> float:

@@ -91,6 +91,7 @@ SCORES = pa.schema(
         ("explanation_id", pa.string()),
         ("scorer", pa.string()),
         ("scorer_id", pa.string()),
+        ("base_id", pa.string()),
         ("selection_id", pa.string()),
         ("control", pa.string()),
         ("judge", pa.string()),
@@ -111,6 +112,7 @@ SCORES = pa.schema(
         ("reason", pa.string()),
     ]
 )
+"""``base_id``: the ``scorer_id`` that a row has without its control, so that a score and its controls share it."""
 
 FAILURES = pa.schema(
     [

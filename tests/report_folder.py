@@ -158,6 +158,7 @@ def _judged(examples, explanation, scorer, control, index, random):
         "explanation_id": explanation.explanation_id if control is None else digest("partner"),
     }
     shared = common | {
+        "base_id": digest([explanation.explainer, scorer, judge, None]),
         "selection_id": SELECTION,
         "judge": judge,
         "explainer": explanation.explainer,

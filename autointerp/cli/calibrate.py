@@ -31,24 +31,38 @@ from autointerp.cli.options import engine_flags, engine_options, resolve, settin
 @click.option("--embedder", metavar="SPEC", help="For scorers that compare texts by embeddings: a name or module:Class.")
 @click.option("--noise/--no-noise", "with_noise", default=True, help="Score every level of noise.  [default: on]")
 @click.option("--retest/--no-retest", "with_retest", default=True, help="Measure again on other windows.  [default: on]")
+@click.option(
+    "--probabilities/--no-probabilities", "with_probabilities", default=True,
+    help="Also ask an engine for label probabilities of true explanations, one request per example.  [default: on]",
+)  # fmt: skip
+@click.option(
+    "--plan", "only_plan", is_flag=True,
+    help="Only say what the engine would be asked: requests, tokens, cost. Writes store and explanations; nothing is sent.",
+)  # fmt: skip
 @engine_options
 @settings_options
-def command(config_file: Path | None, settings: tuple[str, ...], engine: str | None, **flags: Any) -> None:
+def command(config_file: Path | None, settings: tuple[str, ...], engine: str | None, only_plan: bool, **flags: Any) -> None:
     r"""Measure how well scorers and judges tell good explanations from bad ones.
 
     \b
     No LLM:          autointerp calibrate
     An LLM judge:    autointerp calibrate --engine openai:MODEL@URL --latents random:20 --no-retest
+    What it takes:   the same with --plan
 
     Latents are planted by known rules over the standard library, with explanations written by hand that are true, paraphrased,
     too broad, too narrow, a neighbour's or wrong. Every registered scorer takes part that rules or the engine can judge. Run it
     again with another engine, and both stand in one table.
     """
-    from autointerp.studies.calibrate import CalibrateConfig, calibrate
+    from autointerp.studies.calibrate import CalibrateConfig, calibrate, plan_calibration
+    from autointerp.studies.calibrate_cost import price_text
     from autointerp.studies.calibration import FILE, sections, text_of, write_calibration
 
     flags |= engine_flags(engine, flags)
     config = CalibrateConfig.parse(resolve("calibrate", config_file, settings, flags), where="calibrate")
+    if only_plan:
+        found = plan_calibration(config)
+        click.echo(price_text(found) if found else "no engine is asked; give --engine")
+        return
     reports = calibrate(config)
     frame, page = write_calibration(config.results)
     click.echo(text_of(sections(frame)))

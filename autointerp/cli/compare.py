@@ -19,6 +19,7 @@ def command(first: str, second: str, out: Path | None) -> None:
 
     \b
     Two explainers:    autointerp compare results/gpt2:explainer=default :explainer=lexical
+    Two of one name:   autointerp compare results/gpt2:explainer=lexical-8ce2ea75 :explainer=lexical-be8c7d3d
     Against control:   autointerp compare results/gpt2 :control=shuffled
     Two judges:        autointerp compare results/gpt2:judge=MODEL-A :judge=MODEL-B
     Two folders:       autointerp compare results/a results/b

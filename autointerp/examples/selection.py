@@ -94,6 +94,11 @@ class SelectionConfig(Config):
         values = super().identity()
         return values if "embedding" in self.negatives else {name: values[name] for name in values if name != "embedder"}
 
+    @property
+    def negative_sources(self) -> tuple[str, ...]:
+        """What examples of each source of negatives are called."""
+        return tuple(NEGATIVES[name].label for name in self.negatives)
+
     @field_validator("negatives")
     @classmethod
     def _known_sources(cls, names: tuple[str, ...]) -> tuple[str, ...]:
@@ -236,6 +241,7 @@ class Selector:
             disjoint=fired.pools.unit,
             density=float(reader.latents["density"][latent]),
             max_activation=float(fired.active.strength[fired.pools.active_pool == EXPLAIN].max()) if status == "ok" else 0.0,
+            negative_sources=config.negative_sources,
             **blocks,
         )
 

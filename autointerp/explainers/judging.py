@@ -189,7 +189,7 @@ def _only(latent: LatentExamples, positives: Examples, negatives: Examples) -> L
     """Return the latent with these windows alone: some scorers would also ask about windows that were shown."""
     nothing = Examples.empty(latent.explain.tokens.shape[1])
     blank = replace(unscored(latent), explain=nothing, explain_statistics=nothing, explain_negatives=nothing)
-    return replace(blank, positives=positives, negatives=negatives)
+    return replace(blank, positives=positives, negatives=negatives, negative_sources=tuple(dict.fromkeys(negatives.sources)))
 
 
 def rejected(row: Explanation, reason: str, *, validate_score: float | None = None, judge: str | None = None) -> Explanation:

@@ -277,7 +277,7 @@ async def estimate_score(
             judge = engine if judged.needs.engine else None
             embeds = counting if judged.needs.embedder and not judged.needs.engine else None
             resources = Resources(vocabulary=source.vocabulary, seed=source.selection.seed, engine=judge, embedder=embeds)
-            method = score_method(source, explainer, judged, engine, control, embedder=embedder)
+            method = score_method(source, explainer, scorer, engine, control, embedder=embedder)
             done = _finished(done_in, method)
             left = [key for key in wanted if key not in done]
             if control in SAMPLED and in_sample is not None:

@@ -21,7 +21,6 @@ from autointerp import tables
 from autointerp.config import RUNTIME
 from autointerp.embed import open_embedder
 from autointerp.errors import ConfigError, IdentityError
-from autointerp.examples.negatives import NEGATIVES
 from autointerp.examples.selection import SelectionConfig
 from autointerp.jobs.control_gaps import gaps
 from autointerp.jobs.explain import wanted_latents
@@ -232,7 +231,7 @@ async def score_from(
     for scorer in scorers:
         for control in (None, *controls_for(config.controls, explainer, scorer)):
             judged = control_scorer(scorer, control)
-            method = score_method(source, explainer, judged, engine, control, embedder=embedder, sample=chosen)
+            method = score_method(source, explainer, scorer, engine, control, embedder=embedder, sample=chosen)
             works.append(ScoreWork(source, judged, method, explanations, embedder, sample if control in SAMPLED else None))
     for work in works:
         folder.register(work.method)
@@ -285,8 +284,12 @@ def score_method(
     """Return the identity of a scorer: itself, its judge or embedder, what it grades, its examples, and the control.
 
     One that needs no explanation has no part in the explainer: its rows lie under ``latent``, the same for every explainer.
-    `sample`: latents of each coder that a sampled control is run on; recorded, and no part of the identity.
+    Under a control it holds the scorer's own identity, so that each scorer's controls are apart from those of its other
+    settings and judges, even where rules judge both. `sample`: latents of each coder that a sampled control is run on;
+    recorded, and no part of the identity.
     """
+    base = score_method(source, explainer, scorer, engine, None, embedder=embedder).id if control is not None else None
+    scorer = control_scorer(scorer, control)
     judge = engine if scorer.needs.engine else None
     embeds = embedder.id if scorer.needs.embedder and embedder is not None else None
     recorded = {}
@@ -297,6 +300,7 @@ def score_method(
         name=scorer.name,
         model=judge.id.model if judge is not None else embeds or "rule",
         control=control,
+        control_of=base,
         explainer=explainer.label if scorer.needs.explanation else LATENT,
         identity={
             **({"explainer_id": explainer.id} if scorer.needs.explanation else {}),
@@ -305,6 +309,7 @@ def score_method(
             "settings": dict(scorer.identity()),
             "judge": engine_identity(judge),
             "control": control,
+            **({"control_of": base} if base is not None else {}),
             "selection": selection_digest(source.selection),
             **control_identity(control),
         },
@@ -381,13 +386,13 @@ class ScoreWork:
 
     def without_result(self, latent: LatentExamples, status: Status) -> ShardRows:
         own = self._own((latent.coder, latent.latent))
-        return ShardRows(scores=[self._empty(latent, row, status) for row in own])
+        return ShardRows(scores=[score for row in own for score in self._empty(latent, row, status)])
 
     async def process(self, latent: LatentExamples, engine: Engine | None) -> ShardRows:
         key = (latent.coder, latent.latent)
         own = self._own(key)
         unusable = [row for row in own if row.status != "ok"]
-        rows = ShardRows(scores=[self._empty(latent, row, row.status) for row in unusable])
+        rows = ShardRows(scores=[score for row in unusable for score in self._empty(latent, row, row.status)])
         if len(unusable) == len(own):
             return rows
         judge = engine if self._scorer.needs.engine else None
@@ -403,7 +408,7 @@ class ScoreWork:
                 may_come = any(row.status in RETRYABLE for row in theirs)
                 status: Status = "no_reply" if may_come else "not_applicable"
                 why = f"the control {self.method.control} has no explanation to put in place of the latent's"
-                rows.scores.append(self._empty(latent, None, status, reason=why))
+                rows.scores += self._empty(latent, None, status, reason=why)
         for row in graded:
             rows.extend(await self._score(latent, row, resources))
         return rows
@@ -428,7 +433,14 @@ class ScoreWork:
         return ShardRows(
             verdicts=[replace(verdict, **filled) for verdict in result.verdicts],
             scores=[
-                replace(score, **filled, selection_id=latent.selection_id, explainer=self._explainer) for score in result.scores
+                replace(
+                    score,
+                    **filled,
+                    base_id=self.method.base_id,
+                    selection_id=latent.selection_id,
+                    explainer=self._explainer,
+                )
+                for score in result.scores
             ],
         )
 
@@ -442,21 +454,26 @@ class ScoreWork:
         partner = int(np.asarray(self._source.partners(key[0]))[key[1]])
         return (key[0], partner) if partner >= 0 else None
 
-    def _empty(self, latent: LatentExamples, row: Explanation | None, status: Status, *, reason: str | None = None) -> Score:
-        """The row of a latent without a score: of the headline metric, so that coverage can be read from it."""
-        return Score(
+    def _empty(
+        self, latent: LatentExamples, row: Explanation | None, status: Status, *, reason: str | None = None
+    ) -> list[Score]:
+        """The rows of a latent without a score: of the headline metric and each source, so that coverage can be read."""
+        wanted = self._source.selection.negative_sources
+        known = getattr(self._scorer, "sources", None)
+        empty = Score(
             coder=latent.coder,
             latent=latent.latent,
             explanation_id=row.explanation_id if row is not None else "",
             scorer=self.method.name,
             scorer_id=self.method.id,
+            base_id=self.method.base_id,
             selection_id=latent.selection_id,
             control=self.method.control,
             judge=self.method.model,
             explainer=self._explainer,
             metric=str(getattr(self._scorer, "headline", "balanced_accuracy")),
             is_headline=True,
-            negatives=getattr(self._scorer, "negatives", None) or NEGATIVES[self._source.selection.negatives[0]].label,
+            negatives="none",
             quantile=None,
             status=status,
             value=None,
@@ -468,6 +485,7 @@ class ScoreWork:
             num_scored=0,
             reason=reason or (row.reason if row is not None else None),
         )
+        return [replace(empty, negatives=source) for source in (known(wanted) if known is not None else wanted)]
 
 
 def _blank(key: Key) -> Explanation:

@@ -256,6 +256,7 @@ def empty_latent(source: Source, key: Key) -> LatentExamples:
         explain_negatives=nothing,
         positives=nothing,
         negatives=nothing,
+        negative_sources=source.selection.negative_sources,
     )
 
 

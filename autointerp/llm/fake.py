@@ -12,6 +12,9 @@ from autointerp.records import Capabilities, Chat, EngineId, Reply, Request, Tex
 
 Script = Callable[[Request], str | Reply | Exception]
 
+_TRACE = 1e-9
+"""Probability of the first label where the judge was about to write something else; of each further one as much more."""
+
 
 def prompt_text(request: Request) -> str:
     """Return the text of a request's prompt: messages joined by newlines, token ids as numbers."""
@@ -49,7 +52,8 @@ class FakeEngine:
     async def complete(self, request: Request, /) -> Reply:
         """Answer by the script.
 
-        A text answers a request with labels as well: probability 1 for the label it equals, 0 for the others.
+        A text answers a request with labels as well: probability 1 for the label it equals, 0 for the others. A text that
+        equals none leaves each a trace, as in an engine that reads the whole distribution.
         """
         self.requests.append(request)
         self.in_flight += 1
@@ -65,6 +69,8 @@ class FakeEngine:
         if isinstance(answer, Reply):
             return answer
         probs = tuple(float(label == answer) for label in request.labels)
+        if not any(probs):
+            probs = tuple(_TRACE * (i + 1) for i in range(len(probs)))
         return Reply(
             text=answer,
             finish="stop",

@@ -6,12 +6,14 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
+from autointerp.digest import short
 from autointerp.reports import svg
 from autointerp.reports.pages import STATUS_WORDS
 from autointerp.reports.source import FLOORS, Key
@@ -40,8 +42,7 @@ def series_names(keys: Sequence[SeriesKey]) -> list[str]:
     """Return a short name of each series: its scorer, and as many of its other parts as set it apart."""
     explainers = short_names([key.explainer for key in keys])
     parts = [
-        (key.scorer, explainers[key.explainer], key.metric, key.negatives, key.judge, key.scorer_id.removeprefix("sha256:")[:8])
-        for key in keys
+        (key.scorer, explainers[key.explainer], key.metric, key.negatives, key.judge, short(key.scorer_id)) for key in keys
     ]
     used = [0]
     for i in range(1, 6):
@@ -52,9 +53,13 @@ def series_names(keys: Sequence[SeriesKey]) -> list[str]:
 
 
 def headline_rows(found: Overview, *, plots: bool = True) -> list[dict[str, Any]]:
-    """Return one row per coder and series; `plots` adds the drawings."""
+    """Return one row per coder and series; `plots` adds the drawings.
+
+    ``settings`` is the start of the `scorer_id` where scorers of one name, judge and metric differ in nothing else.
+    """
     explainers = short_names(found.explainers())
     names = dict(zip(found.series, series_names(list(found.series)), strict=True))
+    alike = Counter(replace(key, scorer_id="") for key in found.series)
     rows = []
     for coder in found.coders:
         for key, by_coder in found.series.items():
@@ -62,6 +67,8 @@ def headline_rows(found: Overview, *, plots: bool = True) -> list[dict[str, Any]
                 series = by_coder[coder]
                 explainer = explainers.get(key.explainer, key.explainer)
                 row = _headline_row(found, coder, key, series, explainer) | {"name": names[key]}
+                if alike[replace(key, scorer_id="")] > 1:
+                    row["settings"] = short(key.scorer_id)
                 rows.append(row | _plots(found, coder, row, series) if plots else row)
     return rows
 
@@ -73,6 +80,7 @@ def _headline_row(found: Overview, coder: str, key: SeriesKey, series: Series, e
         "control_of": found.control_of.get(coder, ""),
         "explainer": explainer,
         "scorer": key.scorer,
+        "settings": "",
         "judge": key.judge,
         "metric": key.metric,
         "negatives": key.negatives,
@@ -90,8 +98,29 @@ def _headline_row(found: Overview, coder: str, key: SeriesKey, series: Series, e
             if (lift := middle(scored["value"] - scored[name])) is not None
         ],
         **_means(found, coder, scored),
+        "shared": _shared(found, coder, key, scored),
         "chance": series.chance,
     }
+
+
+def _shared(found: Overview, coder: str, key: SeriesKey, scored: pd.DataFrame) -> dict[str, Any] | None:
+    """Return the median over the latents that have a score against every source of negatives; None where all have.
+
+    Medians against other sources are of other latents, and cannot be compared, where a latent has no windows of one.
+    """
+    sources = [by[coder].scored.index for other, by in found.series.items() if coder in by and _twins(key, other)]
+    sources = [latents for latents in sources if len(latents)]
+    both = scored.index
+    for latents in sources:
+        both = both.intersection(latents)
+    if not len(scored) or all(len(latents) == len(both) for latents in sources):
+        return None
+    return {"num": len(both), "num_sources": len(sources), "median": middle(scored["value"].loc[both])}
+
+
+def _twins(key: SeriesKey, other: SeriesKey) -> bool:
+    """Whether two series differ in nothing but the source of negatives."""
+    return replace(other, negatives=key.negatives) == key
 
 
 def _means(found: Overview, coder: str, scored: pd.DataFrame) -> dict[str, Any]:

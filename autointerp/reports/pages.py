@@ -17,6 +17,8 @@ from autointerp.reports.source import FLOORS, Row, explainer_label
 from autointerp.reports.svg import MAX_CURVES, Curve, domain_of, interval_bar, quantile_plot
 from autointerp.reports.text import window_html
 
+_Controls = Mapping[tuple[Any, ...], Mapping[str, float]]
+"""Values under each control, by `_metric`."""
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 STATUS_WORDS: Mapping[str, str] = {
     "ok": "scored",
@@ -91,13 +93,13 @@ def latent_page(coder: str, latent: int, rows: Mapping[str, Sequence[Row]], *, m
     named = _explanations(rows["explanations"])
     page.explanations = named
     own = [row for row in rows["scores"] if not row["control"]]
-    controls = [row for row in rows["scores"] if row["control"] and row["control"] not in FLOORS]
-    floors = [row for row in rows["scores"] if row["control"] in FLOORS]
-    _scores(page, named, own, controls, floors)
-    _plots(page, named, own, controls)
+    beside = _control_values(row for row in rows["scores"] if row["control"])
+    scorers = _scorer_names(own)
+    _scores(page, named, own, beside, scorers)
+    _plots(page, named, own, beside, scorers)
     verdicts = [row for row in rows["verdicts"] if not row["control"]]
     judges = {row["scorer_id"]: row["judge"] for row in own}
-    marks = _marks(verdicts, named, judges)
+    marks = _marks(verdicts, named, judges, scorers)
     _windows(page, _one_selection(rows["examples"], named), marks, max_examples)
     known = {row.get("disjoint") for row in [*own, *rows["examples"]]}
     page.disjoint = tuple(sorted(str(unit) for unit in known if unit))
@@ -132,32 +134,42 @@ def _letter(named: Sequence[Mapping[str, Any]], explanation_id: str | None) -> s
     return str(named[at]["letter"]) if at < len(named) else ""
 
 
-def _control_values(controls: Iterable[Row]) -> dict[tuple[Any, ...], tuple[float, str]]:
-    """Mean value under the control, by what names a metric apart from the explanation."""
-    found: dict[tuple[Any, ...], list[Row]] = {}
+def _scorer_names(own: Iterable[Row]) -> dict[str, str]:
+    """Name of each scorer by its id; those of one name and judge are told apart by the start of their digest."""
+    alike: dict[tuple[str, ...], set[str]] = {}
+    for row in own:
+        alike.setdefault((row["label"] or row["explainer"], row["scorer"], row["judge"]), set()).add(row["scorer_id"] or "")
+    return {i: f"{key[1]} {short(i)}" if len(ids) > 1 else key[1] for key, ids in alike.items() for i in ids}
+
+
+def _control_values(controls: Iterable[Row]) -> _Controls:
+    """Mean value under each control by its name, by what names a metric apart from the explanation."""
+    found: dict[tuple[Any, ...], dict[str, list[float]]] = {}
     for row in controls:
         if row["value"] is not None:
-            found.setdefault(_metric(row), []).append(row)
-    return {key: (sum(r["value"] for r in rows) / len(rows), rows[0]["control"]) for key, rows in found.items()}
+            found.setdefault(_metric(row), {}).setdefault(row["control"], []).append(row["value"])
+    return {key: {name: sum(values) / len(values) for name, values in by.items()} for key, by in found.items()}
 
 
 def _metric(row: Row) -> tuple[Any, ...]:
-    return (row["label"] or row["explainer"], row["scorer"], row["judge"], row["negatives"], row["metric"], row["quantile"])
+    """What a score and its controls share."""
+    return (
+        row["label"] or row["explainer"],
+        row.get("base_id") or row["scorer_id"],
+        row["negatives"],
+        row["metric"],
+        row["quantile"],
+    )
 
 
-def _unjudged(row: Row) -> tuple[Any, ...]:
-    return (row["label"] or row["explainer"], row["scorer"], row["negatives"], row["metric"], row["quantile"])
+def _main(beside: Mapping[str, float]) -> tuple[float, str] | None:
+    """Return value and name of the control that is no floor."""
+    return next(((value, name) for name, value in sorted(beside.items()) if name not in FLOORS), None)
 
 
 def _scores(
-    page: Page, named: Sequence[Mapping[str, Any]], own: Sequence[Row], controls: Sequence[Row], floors: Sequence[Row]
+    page: Page, named: Sequence[Mapping[str, Any]], own: Sequence[Row], controls: _Controls, scorers: Mapping[str, str]
 ) -> None:
-    beside = _control_values(controls)
-    below: dict[tuple[Any, ...], dict[str, float]] = {}
-    for row in floors:
-        if row["value"] is not None:
-            # Whoever judged: the lexical floor is judged by rule.
-            below.setdefault(_unjudged(row), {})[row["control"]] = row["value"]
     models = {row["explanation_id"]: row["model"] for row in named}
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in own:
@@ -168,18 +180,15 @@ def _scores(
         page.scores.append(
             {
                 "letter": _letter(named, rows[0]["explanation_id"]),
-                "scorer": method[1],
+                "scorer": scorers[method[4]],
                 "judge": judge,
                 "negatives": method[3],
                 "same_model": model is not None and model == judge,
                 "unknown": any(row["disjoint"] == "unknown" for row in rows),
-                "rows": [
-                    _score(row, beside.get(_metric(row))) | {"floors": below.get(_unjudged(row), {})}
-                    for row in sorted(rows, key=_headline_first)
-                ],
+                "rows": [_score(row, controls.get(_metric(row), {})) for row in sorted(rows, key=_headline_first)],
             }
         )
-    page.has_control = bool(beside)
+    page.has_control = any(_main(beside) for beside in controls.values())
     page.same_model = tuple(sorted({group["judge"] for group in page.scores if group["same_model"]}))
 
 
@@ -200,14 +209,15 @@ def _headline_first(row: Row) -> tuple[Any, ...]:
     return (not row["is_headline"], row["metric"])
 
 
-def _score(row: Row, control: tuple[float, str] | None) -> dict[str, Any]:
-    value, beside = row["value"], control[0] if control else None
+def _score(row: Row, controls: Mapping[str, float]) -> dict[str, Any]:
+    value, (beside, name) = row["value"], _main(controls) or (None, None)
     domain = domain_of([value, row["ci_low"], row["ci_high"], row["chance"], beside])
     unscored = {reason: row.get(f"num_{reason}") or 0 for reason in UNSCORED}
     return {
         **row,
         "control_value": beside,
-        "control_name": control[1] if control else None,
+        "control_name": name,
+        "floors": {name: controls[name] for name in FLOORS if name in controls},
         "lift": value - beside if value is not None and beside is not None else None,
         "bar": interval_bar(
             value, row["ci_low"], row["ci_high"], chance=row["chance"], control=beside, domain=domain, width=124
@@ -217,14 +227,15 @@ def _score(row: Row, control: tuple[float, str] | None) -> dict[str, Any]:
     }
 
 
-def _plots(page: Page, named: Sequence[Mapping[str, Any]], own: Sequence[Row], controls: Sequence[Row]) -> None:
-    beside = _control_values(controls)
+def _plots(
+    page: Page, named: Sequence[Mapping[str, Any]], own: Sequence[Row], controls: _Controls, scorers: Mapping[str, str]
+) -> None:
     by_metric: dict[str, dict[tuple[Any, ...], list[Row]]] = {}
     for row in own:
         if row["quantile"] is not None and row["quantile"] >= 0 and row["value"] is not None:
             by_metric.setdefault(row["metric"], {}).setdefault(_method(row, named), []).append(row)
     for metric, methods in sorted(by_metric.items()):
-        curves = [_curve(rows, named, beside) for _, rows in sorted(methods.items())][:MAX_CURVES]
+        curves = [_curve(rows, named, controls, scorers) for _, rows in sorted(methods.items())][:MAX_CURVES]
         levels = {row["chance"] for rows in methods.values() for row in rows if row["chance"] is not None}
         chance = levels.pop() if len(levels) == 1 else None
         page.plots.append(
@@ -237,20 +248,18 @@ def _plots(page: Page, named: Sequence[Mapping[str, Any]], own: Sequence[Row], c
         )
 
 
-def _curve(
-    rows: Sequence[Row], named: Sequence[Mapping[str, Any]], beside: Mapping[tuple[Any, ...], tuple[float, str]]
-) -> Curve:
+def _curve(rows: Sequence[Row], named: Sequence[Mapping[str, Any]], controls: _Controls, scorers: Mapping[str, str]) -> Curve:
     rows = sorted(rows, key=lambda row: int(row["quantile"]))
     letter = _letter(named, rows[0]["explanation_id"])
     return Curve(
-        name=f"{letter} {rows[0]['scorer']}".strip(),
+        name=f"{letter} {scorers[rows[0]['scorer_id'] or '']}".strip(),
         points=[(int(row["quantile"]), row["value"], row["ci_low"], row["ci_high"]) for row in rows],
-        control=[(int(row["quantile"]), beside[_metric(row)][0]) for row in rows if _metric(row) in beside],
+        control=[(int(row["quantile"]), main[0]) for row in rows if (main := _main(controls.get(_metric(row), {})))],
     )
 
 
 def _marks(
-    verdicts: Iterable[Row], named: Sequence[Mapping[str, Any]], judges: Mapping[str, str]
+    verdicts: Iterable[Row], named: Sequence[Mapping[str, Any]], judges: Mapping[str, str], scorers: Mapping[str, str]
 ) -> dict[tuple[int, str], tuple[Mark, ...]]:
     ordered = sorted(
         verdicts, key=lambda row: (_order(named, row["explanation_id"]), row["scorer"], row["scorer_id"], row["example_idx"])
@@ -259,12 +268,13 @@ def _marks(
     for row in ordered:
         # Scorers that rank windows or predict every token say neither yes nor no.
         if row["answer"] is not None or row["status"] != "ok":
-            found.setdefault((row["position"], row["source"]), []).append(_mark(row, named, judges))
+            found.setdefault((row["position"], row["source"]), []).append(_mark(row, named, judges, scorers))
     return {key: tuple(marks) for key, marks in found.items()}
 
 
-def _mark(row: Row, named: Sequence[Mapping[str, Any]], judges: Mapping[str, str]) -> Mark:
-    name = " ".join(word for word in (_letter(named, row["explanation_id"]), row["scorer"]) if word)
+def _mark(row: Row, named: Sequence[Mapping[str, Any]], judges: Mapping[str, str], scorers: Mapping[str, str]) -> Mark:
+    scorer = scorers.get(row["scorer_id"], row["scorer"])
+    name = " ".join(word for word in (_letter(named, row["explanation_id"]), scorer) if word)
     if row["source"] == "shuffled_highlight":
         name += " (other tokens marked)"
     judge = judges.get(row["scorer_id"]) or "the judge"

@@ -55,6 +55,7 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
         "explanation_id",
         "scorer",
         "scorer_id",
+        "base_id",
         "control",
         "judge",
         "explainer",

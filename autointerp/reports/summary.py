@@ -20,8 +20,8 @@ from autointerp.stats import Interval, median_order
 PICKS = 5
 
 _SCORE_COLUMNS = (
-    "coder", "latent", "explainer", "scorer", "scorer_id", "judge", "negatives", "metric", "control", "is_headline", "quantile",
-    "status", "value", "ci_low", "ci_high", "chance", "disjoint",
+    "coder", "latent", "explainer", "scorer", "scorer_id", "base_id", "judge", "negatives", "metric", "control", "is_headline",
+    "quantile", "status", "value", "ci_low", "ci_high", "chance", "disjoint",
 )  # fmt: skip
 _EXPLANATION_COLUMNS = ("coder", "latent", "explainer", "explainer_id", "status", "model", "origin", "density")
 
@@ -160,59 +160,49 @@ def _read_explanations(source: Source, result: Overview, seen: dict[str, list[np
 
 
 def _read_scores(source: Source, result: Overview, seen: dict[str, list[np.ndarray]]) -> None:
-    parts: dict[tuple[Any, ...], list[pd.DataFrame]] = {}
+    parts: dict[tuple[str, ...], list[pd.DataFrame]] = {}
     for label, frame in source.frames("scores", _SCORE_COLUMNS):
         # A floor may be judged by rule, whose headline can be another metric.
         wanted = frame["is_headline"].fillna(False).astype(bool) | frame["control"].notna()
         kept = frame[wanted & frame["quantile"].isna()]
-        by = ["coder", "explainer", "scorer", "judge", "negatives", "metric", "scorer_id", "control"]
+        if "base_id" not in kept:  # a folder from before the first release
+            kept = kept.assign(base_id=kept["scorer_id"])
+        by = ["coder", "explainer", "scorer", "judge", "negatives", "metric", "scorer_id", "base_id", "control"]
         for group, rows in kept.groupby(by, dropna=False):
-            coder, explainer, *rest, control = ("" if isinstance(v, float) else v for v in group)
+            coder, explainer, *rest, control = ("" if isinstance(v, float) else str(v) for v in group)
             parts.setdefault((coder, label or explainer, *rest, control), []).append(rows)
             if not control:
-                seen.setdefault(str(coder), []).append(rows["latent"].to_numpy(np.int64))
-    controls: dict[tuple[Any, ...], list[_Control]] = {}
-    for (coder, label, scorer, judge, negatives, metric, scorer_id, control), frames in sorted(parts.items()):
+                seen.setdefault(coder, []).append(rows["latent"].to_numpy(np.int64))
+    controls: dict[tuple[str, ...], list[tuple[str, pd.Series]]] = {}
+    for (coder, label, _, _, negatives, metric, _, base_id, control), frames in sorted(parts.items()):
         if control:
             rows = pd.concat(frames)
             values = rows[rows["value"].notna()].groupby("latent")["value"].mean()
-            found = _Control(str(control), str(judge), str(scorer_id), values)
-            controls.setdefault((coder, label, scorer, negatives, metric), []).append(found)
-    for (coder, label, scorer, judge, negatives, metric, scorer_id, control), frames in sorted(parts.items()):
+            controls.setdefault((coder, label, negatives, metric, base_id), []).append((control, values))
+    for (coder, label, scorer, judge, negatives, metric, scorer_id, base_id, control), frames in sorted(parts.items()):
         if not control:
-            key = SeriesKey(str(label), str(scorer), str(judge), str(negatives), str(metric), str(scorer_id))
-            beside = controls.get((coder, label, scorer, negatives, metric), [])
-            # The lexical floor is judged by rule whoever judges the explanations.
-            beside = [found for found in beside if found.judge == judge or found.name == "lexical"]
-            result.series.setdefault(key, {})[str(coder)] = _series(pd.concat(frames), str(scorer_id), beside)
+            key = SeriesKey(label, scorer, judge, negatives, metric, scorer_id)
+            beside = controls.get((coder, label, negatives, metric, base_id), [])
+            result.series.setdefault(key, {})[coder] = _series(pd.concat(frames), beside)
 
 
-@dataclass(frozen=True)
-class _Control:
-    name: str
-    judge: str
-    scorer_id: str
-    values: pd.Series
-    """By latent."""
-
-
-def _series(rows: pd.DataFrame, scorer_id: str, controls: Sequence[_Control]) -> Series:
+def _series(rows: pd.DataFrame, controls: Sequence[tuple[str, pd.Series]]) -> Series:
+    """`controls`: name and values by latent of each control of this very scorer."""
     # Per latent: a row with a value before one without, and samples averaged.
     rows = rows.sort_values(["latent", "value"], kind="stable", na_position="last")
     grouped = rows.groupby("latent")
     frame = grouped[["value", "ci_low", "ci_high", "chance"]].mean()
     frame[["status", "disjoint"]] = grouped[["status", "disjoint"]].first()
-    main = [control for control in controls if control.name not in FLOORS]
-    main = [control for control in main if control.scorer_id == scorer_id] or main
-    frame["control"] = _together(main)
-    for name in FLOORS:
-        frame[name] = _together([control for control in controls if control.name == name])
-    return Series(frame.sort_index(), main[0].name if main else None)
+    main = [name for name, _ in controls if name not in FLOORS]
+    frame["control"] = _together([values for name, values in controls if name in main])
+    for floor in FLOORS:
+        frame[floor] = _together([values for name, values in controls if name == floor])
+    return Series(frame.sort_index(), main[0] if main else None)
 
 
-def _together(controls: Sequence[_Control]) -> Any:
-    """Return the mean value by latent; NaN without controls."""
-    return pd.concat([control.values for control in controls]).groupby(level=0).mean() if controls else np.nan
+def _together(values: Sequence[pd.Series]) -> Any:
+    """Return the mean value by latent; NaN without any."""
+    return pd.concat(values).groupby(level=0).mean() if values else np.nan
 
 
 def middle(values: pd.Series) -> Interval | None:

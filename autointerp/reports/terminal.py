@@ -124,6 +124,7 @@ def _context_line(row: Row, scale: float, colour: bool) -> str:
 def summary_table(results_folder: Path | str) -> str:
     """Return headline scores: median over latents with interval, control, lift and chance, a row per coder and scorer.
 
+    Where sources of negatives stand on different latents, also the median over those that have a score against each.
     Below: means, also weighted by firing rate, lifts over each control with intervals, coverage by firing rate, and coders of
     which few latents have controls.
     """
@@ -134,19 +135,21 @@ def summary_table(results_folder: Path | str) -> str:
             "control of",
             "explainer",
             "scorer",
+            "scorer_id",
             "judge",
             "metric",
             "negatives",
             "latents",
             "median",
             "95% interval",
+            "with every source",
             "control",
             "lift",
             "chance",
         ]
     ]
     for row in headline_rows(found, plots=False):
-        median, control, lift = row["median"], row["control"], row["lift"]
+        median, control, lift, shared = row["median"], row["control"], row["lift"], row["shared"]
         total = f"{row['num_scored']}/{row['num_rows']}" if row["num_rows"] > row["num_scored"] else str(row["num_scored"])
         rows.append(
             [
@@ -154,18 +157,20 @@ def summary_table(results_folder: Path | str) -> str:
                 row["control_of"],
                 row["explainer"],
                 row["scorer"],
+                row["settings"],
                 row["judge"],
                 row["metric"],
                 row["negatives"],
                 total,
                 _number(median and median.value),
                 _between(median and median.low, median and median.high),
+                f"{_number(shared['median'] and shared['median'].value)} ({shared['num']})" if shared else "",
                 _number(control and control.value),
                 f"{lift.value:+.3f}" if lift else "-",
                 _number(row["chance"]),
             ]
         )
-    lines = table(rows, right={7, 8, 10, 11, 12}) if len(rows) > 1 else ["nothing is scored in this folder yet"]
+    lines = table(rows, right={8, 9, 11, 12, 13, 14}) if len(rows) > 1 else ["nothing is scored in this folder yet"]
     lines += [*_lifts(found), *_by_density(found)]
     missing = _without(found.coders, {c: [found.status(c, int(i)) for i in found.requested[c]] for c in found.coders})
     gaps = [one_line(gap) for gap in recorded_gaps(results_folder)]
@@ -179,6 +184,7 @@ def _lifts(found: Overview) -> list[str]:
             "coder",
             "explainer",
             "scorer",
+            "scorer_id",
             "judge",
             "negatives",
             "mean",
@@ -190,14 +196,14 @@ def _lifts(found: Overview) -> list[str]:
         ]
     ]
     for row in headline_rows(found, plots=False):
-        named = [row["coder"], row["explainer"], row["scorer"], row["judge"], row["negatives"]]
+        named = [row["coder"], row["explainer"], row["scorer"], row["settings"], row["judge"], row["negatives"]]
         means = [_number(row[name] and row[name].value) for name in ("mean", "weighted")]
         lifts = [{"name": row["control_name"], "lift": row["lift"], "num": None}] if row["lift"] else []
         for lift in [*lifts, *row["floors"]]:
             interval = lift["lift"]
             num = "" if lift["num"] is None else f"{lift['num']}"
             rows.append([*named, *means, lift["name"], f"{interval.value:+.3f}", _between(interval.low, interval.high), num])
-    return ["", *table(rows, right={5, 6, 8, 10})] if len(rows) > 1 else []
+    return ["", *table(rows, right={6, 7, 9, 11})] if len(rows) > 1 else []
 
 
 def _by_density(found: Overview) -> list[str]:

@@ -41,6 +41,8 @@ class Method:
     model: str
     """The model that answers: the explainer's, or the judge's (``rule`` or ``none`` where there is no model)."""
     control: str | None = None
+    control_of: str | None = None
+    """`id` of the scorer that this is a control of."""
     explainer: str | None = None
     """Folder name of the explainer whose rows are scored; None for explainers."""
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -50,6 +52,11 @@ class Method:
     def id(self) -> str:
         """Digest of the identity: the ``explainer_id`` or ``scorer_id`` of the rows."""
         return digest(dict(self.identity))
+
+    @property
+    def base_id(self) -> str:
+        """The ``base_id`` of the rows: a scorer and its controls share it."""
+        return self.control_of or self.id
 
     @property
     def label(self) -> str:

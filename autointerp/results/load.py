@@ -13,7 +13,7 @@ from autointerp.results.folder import ResultsFolder
 from autointerp.stats import summarise
 from autointerp.store import open_store
 
-_GROUP = ["coder", "explainer", "scorer", "judge", "control", "negatives", "metric", "scorer_id"]
+_GROUP = ["coder", "explainer", "scorer", "judge", "control", "negatives", "metric", "scorer_id", "base_id"]
 _INTERVALS = [f"{name}{end}" for name in ("median", "mean", "weighted_mean") for end in ("", "_low", "_high")]
 _SUMMARY = ["is_headline", "num_latents", "num_missing", *_INTERVALS, "chance"]
 
@@ -39,7 +39,9 @@ def load_scores(folder: Path | str) -> pd.DataFrame:
 
     Raises: StoreError when `folder` is no results folder.
     """
-    return _load(folder, "scores", ["coder", "latent", "scorer_id", "explanation_id", "metric"])
+    frame = _load(folder, "scores", ["coder", "latent", "scorer_id", "explanation_id", "metric"])
+    # A folder from before the first release may lack the column.
+    return frame.assign(base_id=frame.get("base_id", frame["scorer_id"]).fillna(frame["scorer_id"]))
 
 
 def load_examples(folder: Path | str) -> pd.DataFrame:
@@ -74,6 +76,8 @@ def _frame(table: Any) -> pd.DataFrame:
 
 def summary(folder: Path | str) -> pd.DataFrame:
     """Return one row per coder, scorer and its settings (`scorer_id`), control, source of negatives and metric.
+
+    A scorer and its controls share `base_id`.
 
     Medians and means are over latents with 95% intervals for more latents of the kind, whatever the number of examples each
     had; ``weighted_mean`` counts each latent by the share of tokens it fires on, where the explanations table says.
@@ -113,37 +117,42 @@ def _summary_row(group: pd.DataFrame) -> dict[str, Any]:
 def coverage(folder: Path | str, *, store: Path | str | None = None) -> pd.DataFrame:
     """Return how many requested latents of each decile of firing rate were explained and scored, and why others were not.
 
-    Deciles are those of the live latents of the coder, 0 the rarest; silent latents have decile -1. One row per coder, decile
-    and method (folder name), with ``num_rows`` and a column per status. `store`: where the densities
-    are; None = the store that the folder was made from.
+    Deciles are those of the live latents of the coder, 0 the rarest; silent latents have decile -1. One row per coder, decile,
+    method (folder name) and source of negatives (``none`` for explanations), with ``num_rows`` and a column per status: a
+    latent that is scored against random windows may have none of another source. `store`: where the densities are; None = the
+    store that the folder was made from.
     """
     opened = ResultsFolder.open(folder)
     plan = _load(folder, "plan", ["coder", "latent"])
     requested = plan.loc[plan["purpose"] == "requested", ["coder", "latent"]]
     densities = open_store(store or Path(opened.provenance()["store"]))
     explanations, scores = load_explanations(folder), load_scores(folder)
-    # Of several explanations of a latent the usable one counts: what was not chosen is no gap.
-    explanations = explanations.sort_values("status", key=lambda column: column != "ok", kind="stable")
     first = scores[scores["is_headline"] & scores["quantile"].isna()]
+    explanations = explanations.assign(negatives="none")
     stages = [(m.label, explanations[explanations["explainer_id"] == m.id]) for m in opened.methods("explain")]
     stages += [(m.label, first[first["scorer_id"] == m.id]) for m in opened.methods("score")]
     frames = []
     for label, rows in stages:
         if not len(rows):
             continue
-        rows = rows.drop_duplicates(["coder", "latent"]).merge(requested, on=["coder", "latent"])
-        for coder, group in rows.groupby("coder"):
+        # Of several explanations of a latent, and of their scores, the usable one counts: what was not chosen is no gap.
+        rows = rows.sort_values("status", key=lambda column: column != "ok", kind="stable")
+        rows = rows.drop_duplicates(["coder", "latent", "negatives"]).merge(requested, on=["coder", "latent"])
+        for (coder, source), group in rows.groupby(["coder", "negatives"]):
             columns = densities.coder(str(coder)).latents
             decile = density_deciles(np.asarray(columns["density"]))[group["latent"].to_numpy(np.int64)]
             counts = pd.crosstab(decile, group["status"].astype(object))
             counts.insert(0, "num_rows", counts.sum(axis=1))
-            frames.append(counts.rename_axis("decile").reset_index().assign(coder=coder, method=label))
+            frames.append(
+                counts.rename_axis("decile").reset_index().assign(coder=str(coder), method=label, negatives=str(source))
+            )
+    named = ["coder", "method", "negatives", "decile", "num_rows"]
     if not frames:
-        return pd.DataFrame(columns=["coder", "method", "decile", "num_rows"])
+        return pd.DataFrame(columns=named)
     joined = pd.concat(frames, ignore_index=True)
-    statuses = sorted(set(joined.columns) - {"coder", "method", "decile", "num_rows"})
+    statuses = sorted(set(joined.columns) - set(named))
     joined[statuses] = joined[statuses].fillna(0).astype(int)
-    return joined[["coder", "method", "decile", "num_rows", *statuses]]
+    return joined[[*named, *statuses]]
 
 
 def density_deciles(density: np.ndarray) -> np.ndarray:

@@ -3,7 +3,7 @@
 Two modes. ``list``: a few examples per prompt, answered by a JSON array of 0 and 1; the order is shuffled per latent by a hash
 of (seed, coder, latent, scorer), so prompts depend neither on concurrency nor on the explanation. ``labels``: one example per
 prompt, and p = P(1) / (P(0) + P(1)) from the probabilities of the first token. An answer that cannot be read has a status,
-never a value.
+never a value; so has one of a judge that would rather have written something else than a label.
 """
 
 from __future__ import annotations
@@ -37,13 +37,20 @@ class ClassifierConfig(RuleJudgedConfig):
     """Several examples per prompt, or one with label probabilities (needs an engine that gives them)."""
     examples_per_prompt: int = Field(default=5, ge=1, le=50)
     """Examples per prompt in mode ``list``; the last prompt of a latent may hold fewer."""
-    min_label_mass: float = Field(default=0.0, ge=0, lt=1)
-    """In mode ``labels``: the two labels must have more probability than this together, or the reply counts as unparseable."""
+    min_label_mass: float = Field(default=0.5, ge=0, lt=1)
+    """In mode ``labels``: the two labels must have more probability than this together, or the reply counts as unparseable.
+
+    The probability of a label is that of all its spellings as a token (``1``, `` 1``). Above one half the judge would rather
+    answer than write anything else. An engine that reads the whole distribution gives labels some probability whatever the
+    judge was about to write, so that at 0 every reply is an answer: for judges that answer at random, in tests.
+    """
 
 
 class Classifier(RuleJudged):
     """A scorer that asks yes-or-no questions about examples."""
 
+    # 2: labels need more than half of the probability.
+    version = 2
     prompts: ClassVar[tuple[str, str]]
     """Names of the prompts of mode ``list`` and mode ``labels``."""
     config: ClassifierConfig
@@ -139,6 +146,6 @@ def read_labels(reply: Reply, min_mass: float) -> Answer:
         raise ReplyError("the reply has no probabilities of the labels", raw=reply.text)
     yes, no = reply.label_probs
     if not yes + no > min_mass:
-        raise ReplyError(f"the labels 1 and 0 have probability {yes + no:.3g} together", raw=reply.text)
+        raise ReplyError(f"the labels 1 and 0 have probability {yes + no:.3g} together, {min_mass:g} or less", raw=reply.text)
     probability = yes / (yes + no)
     return Answer(status="ok", answer=probability >= 0.5, probability=probability)

@@ -50,10 +50,9 @@ class Fuzzing(Classifier):
     def name(self) -> str:
         return "fuzzing" if self._variant == "default" else "fuzzing_active"
 
-    @property
-    def negatives(self) -> str | None:
-        """Source of its negatives, where it makes them itself; None where they are the selection's."""
-        return "shuffled_highlight" if self._variant == "active" else None
+    def sources(self, wanted: tuple[str, ...]) -> tuple[str, ...]:
+        """Return the selection's sources of negatives, or the one of those that it makes itself."""
+        return ("shuffled_highlight",) if self._variant == "active" else wanted
 
     def items(self, latent: LatentExamples, seed: int) -> list[Item]:
         masks = own_masks(latent.positives, self._threshold)

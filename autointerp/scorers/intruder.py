@@ -9,7 +9,7 @@ one that does not belong. The silent window is lent the pattern of an activating
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 from pydantic import Field
@@ -21,7 +21,7 @@ from autointerp.protocols import Needs, Resources
 from autointerp.records import Explanation, LatentExamples, Score, Verdict
 from autointerp.scorers.highlights import dealt_anew, shown_masks
 from autointerp.scorers.items import Answer, Item, item_of
-from autointerp.scorers.metrics import Rows, rate
+from autointerp.scorers.metrics import Rows, not_applicable, rate
 from autointerp.scorers.parse import read_number
 from autointerp.scorers.prompted import OneQuestion, PromptedConfig, Question
 
@@ -117,10 +117,11 @@ class Intruder(OneQuestion):
     ) -> tuple[Score, ...]:
         made = Rows(latent, explanation, judge, self.headline, verdicts)
         chance = 1 / self.config.num_shown
-        if not made.asked:
-            reason = "too few windows to make a single task of"
-            return (made.row("accuracy", [], None, chance=chance, status="not_applicable", reason=reason),)
-        rows: list[Score] = []
+        if len(latent.positives) < self.config.num_shown - 1:
+            reason = f"{len(latent.positives)} activating windows are too few to make a question of"
+            lost = not_applicable(latent, explanation, judge=judge, headline=self.headline, reason=reason)
+            return tuple(replace(row, chance=chance) for row in lost)
+        rows = made.absent(chance=chance)
         for source, tasks in made.by_source().items():
             # Tasks of one quantile share activating windows.
             rows.append(made.row("accuracy", tasks, rate(tasks, by_quantile=True), source, chance=chance))

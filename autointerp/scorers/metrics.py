@@ -4,7 +4,8 @@ Balanced accuracy, accuracy, AUROC, correlation and TNR are computed for each so
 concerns positives only, also by quantile, has ``negatives = "none"``. Examples that shared a prompt are not independent:
 numbers of examples are divided by the design effect, and the method name ends in ``_clustered``; where every example is judged
 alone, by a cosine or by log-probabilities, those of one document are a cluster. ``tpr_by_activation`` weights each positive by
-its greatest |activation|. A metric whose class is empty is ``undefined``.
+its greatest |activation|. A metric whose class is empty is ``undefined``; where not one answer could be used, the status is the
+commonest reason. A source of negatives that was wanted and of which the latent has no windows has a headline row saying so.
 """
 
 from __future__ import annotations
@@ -18,7 +19,14 @@ import numpy as np
 from autointerp import stats
 from autointerp.records import UNSCORED, Explanation, LatentExamples, Score, Status, Verdict
 
-CHANCE: Mapping[str, float] = {"balanced_accuracy": 0.5, "auroc": 0.5, "correlation": 0.0}
+CHANCE: Mapping[str, float] = {
+    "balanced_accuracy": 0.5,
+    "auroc": 0.5,
+    "correlation": 0.0,
+    "explained_squares": 0.0,
+    "explained_absolute": 0.0,
+    "calibrated_r2": 0.0,
+}
 """Chance level by metric, where it does not depend on the scorer."""
 
 
@@ -30,15 +38,31 @@ class Rows:
     ) -> None:
         self._latent, self._explanation, self._judge, self._headline = latent, explanation, judge, headline
         self._verdict = verdicts[0] if verdicts else None
+        self._drawn = {verdict.source for verdict in verdicts if not verdict.truth}
         self.asked = [verdict for verdict in verdicts if verdict.status != "not_applicable"]
         """Verdicts that count; what was not asked about counts nowhere."""
         self.positives = [verdict for verdict in self.asked if verdict.truth]
 
     def by_source(self) -> dict[str, list[Verdict]]:
-        """Return the negatives by source; ``none`` where there are none."""
+        """Return the negatives by source; ``none`` where there are none and none were wanted."""
         negatives = [verdict for verdict in self.asked if not verdict.truth]
-        sources = list(dict.fromkeys(verdict.source for verdict in negatives)) or ["none"]
+        sources = list(dict.fromkeys(verdict.source for verdict in negatives))
+        if not sources and not self._latent.negative_sources:
+            sources = ["none"]
         return {source: [verdict for verdict in negatives if verdict.source == source] for source in sources}
+
+    def absent(self, *, chance: float | None = None) -> list[Score]:
+        """Return the headline row of each source that was wanted and has no negatives, with why."""
+        rows = []
+        found = self.by_source()
+        for source in self._latent.negative_sources:
+            if source in found:
+                continue
+            status: Status = "not_applicable" if source in self._drawn else "too_few_examples"
+            reason = "none of the windows could be asked about" if source in self._drawn else "the latent has no such windows"
+            reason = f"{source} negatives: {reason}"
+            rows.append(self.row(self._headline, [], None, source, chance=chance, status=status, reason=reason))
+        return rows
 
     def by_quantile(self) -> dict[int, list[Verdict]]:
         """Return the positives by quantile, the strongest first."""
@@ -57,8 +81,14 @@ class Rows:
         status: Status = "undefined",
         reason: str | None = None,
     ) -> Score:
-        """Return a row over `verdicts`; `status` and `reason` are for no `interval`, `chance` where it is the scorer's own."""
+        """Return a row over `verdicts`; `status` and `reason` are for no `interval`, `chance` where it is the scorer's own.
+
+        When no verdict has an answer, the commonest reason takes the place of ``undefined``.
+        """
         counts: Counter[str] = Counter(verdict.status for verdict in verdicts)
+        lost: list[Status] = [name for name in UNSCORED if counts[name]]
+        if status == "undefined" and lost and not counts["ok"]:
+            status = max(lost, key=lambda name: counts[name])
         return Score(
             coder=self._latent.coder,
             latent=self._latent.latent,
@@ -81,7 +111,7 @@ class Rows:
             chance=CHANCE.get(metric) if chance is None else chance,
             disjoint=self._latent.disjoint,
             num_scored=counts["ok"],
-            unscored={name: counts[name] for name in UNSCORED if counts[name]},
+            unscored={name: counts[name] for name in lost},
             reason=reason if interval is None else None,
         )
 
@@ -89,12 +119,12 @@ class Rows:
 def scores_of(
     verdicts: Sequence[Verdict], *, latent: LatentExamples, explanation: Explanation, judge: str, headline: str
 ) -> tuple[Score, ...]:
-    """Return the scores of a classifier; the headline is one row per source of negatives.
+    """Return the scores of a classifier; the headline is one row per source of negatives that was asked for.
 
     `verdicts` of examples that were not asked about (``not_applicable``) count nowhere.
     """
     made = Rows(latent, explanation, judge, headline, verdicts)
-    rows: list[Score] = []
+    rows = made.absent()
     for source, negatives in made.by_source().items():
         both = [*made.positives, *negatives]
         rows.append(made.row("balanced_accuracy", both, _balanced(made.positives, negatives), source))
@@ -102,10 +132,7 @@ def scores_of(
             rows.append(made.row("accuracy", both, rate(both), source, chance=_majority(made.positives, negatives)))
         if headline == "auroc" or any(verdict.probability is not None for verdict in made.asked):
             rows.append(made.row("auroc", both, _auroc(made.positives, negatives), source))
-            share = _share(made.positives, negatives)
-            rows.append(
-                made.row("average_precision", both, _average_precision(made.positives, negatives), source, chance=share)
-            )
+            rows.append(_precision_row(made, negatives, source))
         rows.append(made.row("tnr", negatives, rate(negatives), source))
     rows.append(made.row("tpr", made.positives, rate(made.positives)))
     rows.append(made.row("tpr_by_activation", made.positives, _weighted_rate(made.positives, latent)))
@@ -116,12 +143,16 @@ def scores_of(
 def ranked_scores(
     verdicts: Sequence[Verdict], *, latent: LatentExamples, explanation: Explanation, judge: str
 ) -> tuple[Score, ...]:
-    """Return the AUROC of `Verdict.value` for each source of negatives, of all positives (the headline) and by quantile."""
+    """Return the AUROC of `Verdict.value` for each source of negatives, of all positives (the headline) and by quantile.
+
+    Beside it the average precision of all positives.
+    """
     made = Rows(latent, explanation, judge, "auroc", verdicts)
-    rows: list[Score] = []
+    rows = made.absent()
     for source, negatives in made.by_source().items():
         for quantile, some in [(None, made.positives), *made.by_quantile().items()]:
             rows.append(made.row("auroc", [*some, *negatives], _auroc(some, negatives, by_value=True), source, quantile))
+        rows.append(_precision_row(made, negatives, source, by_value=True))
     return tuple(rows)
 
 
@@ -132,18 +163,24 @@ def not_applicable(
     if judge == "rule":
         reason = reason or "the explanation carries no rule to judge by"
     made = Rows(latent, explanation, judge, headline)
-    sources = list(dict.fromkeys(latent.negatives.sources)) or ["none"]
+    sources = latent.negative_sources or tuple(dict.fromkeys(latent.negatives.sources)) or ("none",)
     return tuple(made.row(headline, [], None, source, status="not_applicable", reason=reason) for source in sources)
 
 
-def _share(positives: Sequence[Verdict], negatives: Sequence[Verdict]) -> float:
-    """Return average precision by chance: the share of positives among those with a probability, or of all without any."""
-    p, n = (len(_ranked(side, by_value=False)) for side in (positives, negatives))
+def _precision_row(made: Rows, negatives: Sequence[Verdict], source: str, *, by_value: bool = False) -> Score:
+    positives = made.positives
+    value, chance = _average_precision(positives, negatives, by_value), _share(positives, negatives, by_value)
+    return made.row("average_precision", [*positives, *negatives], value, source, chance=chance)
+
+
+def _share(positives: Sequence[Verdict], negatives: Sequence[Verdict], by_value: bool) -> float:
+    """Return average precision by chance: the share of positives among those that are ranked, or of all without any."""
+    p, n = (len(_ranked(side, by_value)) for side in (positives, negatives))
     return p / (p + n) if p + n else len(positives) / max(len(positives) + len(negatives), 1)
 
 
-def _average_precision(positives: Sequence[Verdict], negatives: Sequence[Verdict]) -> stats.Interval | None:
-    p, n = _ranked(positives, by_value=False), _ranked(negatives, by_value=False)
+def _average_precision(positives: Sequence[Verdict], negatives: Sequence[Verdict], by_value: bool) -> stats.Interval | None:
+    p, n = _ranked(positives, by_value), _ranked(negatives, by_value)
     if not p or not n:
         return None
     value = stats.average_precision([x for x, _ in p], [x for x, _ in n])

@@ -84,6 +84,10 @@ class Prompted(ABC):
         """Return the items that are asked about together."""
         return [[item] for item in items if item.is_asked]
 
+    def sources(self, wanted: tuple[str, ...]) -> tuple[str, ...]:
+        """Return the sources of negatives that have a headline row each, of those that a selection names: all."""
+        return wanted
+
     def judged(self, latent: LatentExamples, control: str | None, seed: int) -> LatentExamples:
         """Return the examples that are judged: all scored ones, where nothing is drawn and the control is the explanation."""
         return latent
@@ -107,7 +111,7 @@ class Prompted(ABC):
         self, latent: LatentExamples, explanation: Explanation, resources: Resources, /, *, control: str | None = None
     ) -> ScoreResult:
         """Return one verdict per item and the metrics over them; see :class:`autointerp.protocols.Scorer`."""
-        latent = self.judged(latent, control, resources.seed)
+        latent = replace(self.judged(latent, control, resources.seed), negative_sources=self.sources(latent.negative_sources))
         items = self.items(latent, resources.seed)
         answers, judge = await self.answers(items, latent, explanation, resources)
         verdicts = tuple(

@@ -8,6 +8,7 @@ Tokens: the rule's score of each.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -45,6 +46,7 @@ class RuleJudged(OneQuestion):
     ) -> ScoreResult:
         """Return one verdict per example and the metrics over them; see :class:`autointerp.protocols.Scorer`."""
         if self.config.judge == "rule" and explanation.rule is None:
+            latent = replace(latent, negative_sources=self.sources(latent.negative_sources))
             return ScoreResult(verdicts=(), scores=not_applicable(latent, explanation, judge="rule", headline=self.headline))
         return await super().score(latent, explanation, resources, control=control)
 

@@ -57,11 +57,16 @@ class SAEBench(RuleJudged):
             prompt = load_prompt(self.config.prompt or "score/saebench")
             self._prompt = prompt.require("numbers", frozenset({"explanation", "examples", "count"}))
 
+    def sources(self, wanted: tuple[str, ...]) -> tuple[str, ...]:
+        """Return the first source of negatives: the protocol has one."""
+        return wanted[:1]
+
     def judged(self, latent: LatentExamples, control: str | None, seed: int) -> LatentExamples:
         """Return the latent with the windows that are asked about in place of all; with none where there are too few."""
         random = generator("saebench", seed, latent.coder, latent.latent)
         positives, negatives = latent.positives, latent.negatives
-        silent = np.array([i for i, source in enumerate(negatives.sources) if source == negatives.sources[0]], np.int64)
+        wanted = self.sources(latent.negative_sources or negatives.sources)
+        silent = np.array([i for i, source in enumerate(negatives.sources) if source in wanted], np.int64)
         peaks = np.abs(positives.activations).max(axis=1, initial=0)
         strongest = np.flatnonzero(positives.quantiles == positives.quantiles.min(initial=0))
         if len(strongest) < NUM_TOP or len(positives) < NUM_TOP + NUM_WEIGHTED or len(silent) < NUM_SILENT:

@@ -16,8 +16,11 @@ of the predictions with the true activations over the tokens of all windows. Two
 
 With ``judge = "rule"`` no LLM is asked: the prediction of a token is ten times its score by the rule.
 
-Predictions are never calibrated: a fit on the scored data would turn every correlation into its absolute value. A negative
-correlation stays negative, and one with a constant side is ``undefined``.
+The correlation is of predictions as they are: a fit on the scored data would turn every correlation into its absolute value. A
+negative correlation stays negative, and one with a constant side is ``undefined``. Beside it stand, for each source of silent
+windows, two scores of the activations that the levels name (level 10 is the greatest activation of the explain pool):
+``explained_squares``, 1 - sum (a - s)^2 / sum a^2, and ``explained_absolute``, 1 - sum |a - s| / sum |a|, both 0 for who
+predicts silence; and ``calibrated_r2``, whose line is fitted for each document to the others (`stats.cross_fitted_r2`).
 """
 
 from __future__ import annotations
@@ -201,11 +204,15 @@ class Simulation(RuleJudged):
         self, verdicts: Sequence[Verdict], latent: LatentExamples, explanation: Explanation, judge: str
     ) -> tuple[Score, ...]:
         made = Rows(latent, explanation, judge, self.headline, verdicts)
-        rows: list[Score] = []
+        rows = made.absent()
         for source, negatives in made.by_source().items():
             both = [*made.positives, *negatives]
             rows.append(made.row("correlation", both, correlation(both), source))
-        if rows[0].negatives != "none":
+            rows += [
+                made.row(metric, both, None if value is None else stats.Interval.point(value), source)
+                for metric, value in _explained(both, latent.max_activation / MAX_LEVEL).items()
+            ]
+        if all(row.negatives != "none" for row in rows):
             alone = made.row("correlation", made.positives, correlation(made.positives))
             rows.append(replace(alone, is_headline=False))
         rows += [made.row("correlation", some, correlation(some), quantile=q) for q, some in made.by_quantile().items()]
@@ -269,16 +276,36 @@ def _answer(item: Item, predicted: Sequence[float | None], min_predicted: float)
 
 def correlation(verdicts: Sequence[Verdict]) -> stats.Interval | None:
     """Return Pearson's correlation over the tokens of all windows that have predictions; None when a side is constant."""
-    truths: list[float] = []
-    answers: list[float] = []
-    documents: list[int] = []
-    for verdict in verdicts:
-        for truth, answer in zip(verdict.truths or (), verdict.answers or (), strict=True):
-            if answer is not None:
-                truths.append(truth)
-                answers.append(answer)
-                documents.append(verdict.document)
-    return stats.correlation(answers, truths, np.array(documents))
+    truths, answers, documents = _tokens(verdicts)
+    return stats.correlation(answers, truths, documents)
+
+
+def _tokens(verdicts: Sequence[Verdict]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return activation, predicted level and document of every token that has a prediction."""
+    rows = [
+        (truth, answer, verdict.document)
+        for verdict in verdicts
+        for truth, answer in zip(verdict.truths or (), verdict.answers or (), strict=True)
+        if answer is not None
+    ]
+    truths, answers, documents = zip(*rows, strict=True) if rows else ((), (), ())
+    return np.array(truths, np.float64), np.array(answers, np.float64), np.array(documents, np.int64)
+
+
+def _explained(verdicts: Sequence[Verdict], scale: float) -> dict[str, float | None]:
+    """Return how much of the activations the predictions explain, by metric; `scale`: activation of level 1.
+
+    None where the latent is silent on all tokens.
+    """
+    truths, answers, documents = _tokens(verdicts)
+    if not truths.any():
+        return dict.fromkeys(("explained_squares", "explained_absolute", "calibrated_r2"))
+    missed = truths - scale * answers
+    return {
+        "explained_squares": 1 - float(np.square(missed).sum() / np.square(truths).sum()),
+        "explained_absolute": 1 - float(np.abs(missed).sum() / np.abs(truths).sum()),
+        "calibrated_r2": stats.cross_fitted_r2(answers, truths, documents),
+    }
 
 
 def _predicted(verdicts: Sequence[Verdict]) -> stats.Interval | None:
@@ -287,4 +314,4 @@ def _predicted(verdicts: Sequence[Verdict]) -> stats.Interval | None:
     if not answers:
         return None
     share = sum(answer is not None for answer in answers) / len(answers)
-    return stats.Interval(value=share, low=math.nan, high=math.nan, method="none")
+    return stats.Interval.point(share)

@@ -4,11 +4,16 @@ Everything is read from results folders whose explainers are the roles of :mod:`
 scorer, judge, prompt and settings form a variant. Measures:
 
 - ``auroc``: of scores of true explanations against those of one other role, over the same latents; interval by Newcombe (2006).
-- ``wins``: how often a latent's true explanation scores above its other one, ties half; interval by Wilson.
+- ``wins``: how often a latent's true explanation scores above its other one, ties half; interval by Wilson. In both, a
+  correlation that is `undefined` since the predictions are all equal ranks below every value; ``num_undefined`` counts these.
 - ``level``: mean score of true explanations at one level of noise; ``spearman``: between share of noise and score, over levels.
 - ``shuffled``, ``shuffled_mean``: median and mean score under another latent's explanation, with the chance level.
+- ``shuffled_chance``: what the median of correlations is by chance, and where 95% of such medians lie. Each latent's
+  predictions are shifted round its windows: they keep their number and their clusters and lose their places. The mean over all
+  shifts is 0, and the median lies below, for rare predictions and rare activations mostly miss each other, and seldom meet.
 - ``calibration_error``: mean distance between stated probability and share of active examples in ten bins; ``brier``: mean
-  squared distance of the probabilities. True explanations only; for judges that state probabilities.
+  squared distance of the probabilities, ``chance`` that of a judge who always states the share of active examples. Positives
+  with each source of negatives apart, true explanations only; for judges that state probabilities.
 - ``retest_sd``: standard deviation of one measurement, from the difference of two on other windows.
 - ``tokens``: prompt and output tokens per explanation.
 """
@@ -24,12 +29,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from autointerp.digest import digest, short
+from autointerp import tables
+from autointerp.digest import digest, generator, short
 from autointerp.errors import InputError
 from autointerp.reports import svg
 from autointerp.reports.terminal import table
 from autointerp.reports.write import write_page
-from autointerp.results.folder import ResultsFolder
+from autointerp.results.folder import Method, ResultsFolder
 from autointerp.results.load import load_scores, load_verdicts
 from autointerp.results.write import read_markers
 from autointerp.stats import Interval, auroc, auroc_newcombe, mean_t, median_order, wilson
@@ -39,11 +45,14 @@ from autointerp.studies.planted import ROLES, planted_in
 
 COLUMNS = [
     "scorer", "judge", "prompt", "variant", "negatives", "metric", "measure", "family", "role", "noise", "share",
-    "value", "ci_low", "ci_high", "ci_method", "chance", "num_latents",
+    "value", "ci_low", "ci_high", "ci_method", "chance", "num_latents", "num_undefined",
 ]  # fmt: skip
 FILE = "calibration.parquet"
 _VARIANT = ["scorer", "judge", "prompt", "variant", "negatives", "metric"]
 _BINS = 10
+_DRAWS = 2000
+"""Medians by chance."""
+_RANK = "A score that is undefined since all predictions are equal ranks below every other."
 
 
 def calibration(results: Path | str) -> pd.DataFrame:
@@ -66,9 +75,10 @@ def calibration(results: Path | str) -> pd.DataFrame:
             *_ranking(plain[plain["coder"] == EXACT]),
             *_noise(plain[plain["role"] == "true"]),
             *_shuffled(group[group["control"] == "shuffled"]),
-            *_retest(plain, repeated[(repeated["variant"] == shared["variant"]) & (repeated["control"] == "")], shared),
+            *_retest(plain, repeated[repeated["control"] == ""], shared),
         ]
         rows += [{**shared, **measure} for measure in measures]
+    rows += _with_chance(rows, list(_by_chance(folder, scores)))
     rows += _probabilities(folder, scores)
     rows += _tokens(folder, scores)
     return pd.DataFrame(rows, columns=COLUMNS)
@@ -91,15 +101,29 @@ def _scores(folder: ResultsFolder, planted: dict[str, Any]) -> pd.DataFrame:
     )
 
 
-def _variant(method: Any) -> tuple[str, str]:
-    """Return the prompt and the settings of a scorer, whatever it grades, as short digests."""
+def _variant(method: Method) -> tuple[str, str]:
+    """Return the prompt, and all that decides a scorer's answers, as short digests.
+
+    Not what it grades, and not the seed of its examples: the repeated measurement differs in that alone.
+    """
     identity = method.identity
     prompt = identity["settings"].get("prompt")
-    named = {"scorer": identity["scorer"], "settings": identity["settings"], "judge": identity["judge"]}
+    named = {name: identity.get(name) for name in ("scorer", "settings", "judge", "embedder")}
+    named["selection"] = {name: value for name, value in method.settings["selection"].items() if name != "seed"}
     return short(prompt) if isinstance(prompt, str) else "-", short(digest(named))
 
 
+def _is_undefined(rows: pd.DataFrame) -> pd.Series:
+    """Return which scores are `undefined` though answers came: only a correlation can be, where all predictions are equal.
+
+    Without an answer on one side other metrics are `undefined`, too, and that says nothing of the explanation.
+    """
+    return (rows["metric"] == "correlation") & (rows["status"] == "undefined") & (rows["num_scored"] > 0)
+
+
 def _ranking(rows: pd.DataFrame) -> Iterator[dict[str, Any]]:
+    # Left out, they would be missed among the worst: an explanation that holds nowhere predicts the same everywhere.
+    rows = rows.assign(value=rows["value"].astype(float).mask(_is_undefined(rows), -np.inf))
     by_role = rows.pivot_table(index="latent", columns="role", values="value", aggfunc="mean")
     families = rows.groupby("latent")["family"].first()
     if "true" not in by_role:
@@ -110,7 +134,8 @@ def _ranking(rows: pd.DataFrame) -> Iterator[dict[str, Any]]:
             pairs = both if family == "all" else both[families[both.index] == family]
             num = len(pairs)
             true, other = pairs["true"].to_numpy(), pairs[role].to_numpy()
-            shared = {"family": family, "role": role, "num_latents": num, "chance": 0.5}
+            num_undefined = int((np.isneginf(true) | np.isneginf(other)).sum())
+            shared = {"family": family, "role": role, "num_latents": num, "num_undefined": num_undefined, "chance": 0.5}
             yield {"measure": "auroc", **shared, **_interval(auroc_newcombe(auroc(true, other), num, num))}
             won = float((true > other).sum() + 0.5 * (true == other).sum())
             yield {"measure": "wins", **shared, **_interval(wilson(won, num))}
@@ -139,17 +164,72 @@ def _spearman(x: pd.Series, y: pd.Series) -> float:
 
 
 def _shuffled(rows: pd.DataFrame) -> Iterator[dict[str, Any]]:
-    values = rows[rows["coder"] == EXACT]["value"].dropna().to_numpy(float)
+    rows = rows[rows["coder"] == EXACT]
+    values = rows["value"].dropna().to_numpy(float)
     if len(values):
         chance = rows["chance"].dropna()
-        shared = {"family": "all", "role": "true", "num_latents": len(values)}
+        num_undefined = int(_is_undefined(rows).sum())
+        shared = {"family": "all", "role": "true", "num_latents": len(values), "num_undefined": num_undefined}
         shared["chance"] = float(chance.iloc[0]) if len(chance) else None
         yield {"measure": "shuffled", **shared, **_interval(median_order(values))}
         yield {"measure": "shuffled_mean", **shared, **_interval(mean_t(values))}
 
 
+def _by_chance(folder: ResultsFolder, scores: pd.DataFrame) -> Iterator[dict[str, Any]]:
+    """Yield ``shuffled_chance`` of every variant that is a correlation."""
+    methods = {method.id: method for method in folder.methods("score")}
+    rows = scores[(scores["control"] == "shuffled") & (scores["metric"] == "correlation") & (scores["coder"] == EXACT)]
+    rows = rows[rows["value"].notna()]
+    for scorer_id, of_scorer in rows.groupby("scorer_id"):
+        verdicts = _predictions(folder, methods[str(scorer_id)])
+        for key, group in of_scorer.groupby(_VARIANT, dropna=False):
+            shared = dict(zip(_VARIANT, key, strict=True))
+            found = []
+            for latent in sorted(group["latent"]):
+                own = verdicts[verdicts["latent"] == latent]
+                own = own[own["truth"].astype(bool) | (own["source"] == shared["negatives"])]
+                by_shift = shifted_correlations(np.concatenate(list(own["truths"])), np.concatenate(list(own["answers"])))
+                found.append(generator("chance of a median", latent).choice(by_shift, _DRAWS))
+            medians = np.median(np.stack(found), axis=0)
+            low, high = np.quantile(medians, [0.025, 0.975])
+            interval = Interval(value=float(medians.mean()), low=float(low), high=float(high), method="shifted_predictions")
+            shared |= {"measure": "shuffled_chance", "family": "all", "role": "true", "num_latents": len(found)}
+            yield {**shared, **_interval(interval)}
+
+
+def _predictions(folder: ResultsFolder, method: Method) -> pd.DataFrame:
+    """Return the answered verdicts of one method without noise, as they were asked, with truths and answers of each token."""
+    columns = ["coder", "latent", "example_idx", "source", "truth", "truths", "answers", "status"]
+    paths = sorted(folder.table("verdicts", method, 0).parent.glob("[!.]*.parquet"))
+    frame: pd.DataFrame = pd.concat(
+        [tables.read_parquet(path, columns=columns).to_pandas() for path in paths], ignore_index=True
+    )
+    frame = frame[(frame["status"] == "ok") & (frame["coder"] == EXACT)]
+    return frame.sort_values(["latent", "example_idx"], kind="stable")
+
+
+def shifted_correlations(truths: np.ndarray, answers: np.ndarray) -> np.ndarray:
+    """Return Pearson's correlation of truths and answers shifted round by 0, 1, ... tokens, without tokens that have no answer.
+
+    Neither side may be constant.
+    """
+    known = ~np.isnan(answers.astype(float))
+    a, b = truths[known].astype(float), answers[known].astype(float)
+    a, b = (a - a.mean()) / a.std(), (b - b.mean()) / b.std()
+    return np.asarray(np.fft.irfft(np.fft.rfft(a) * np.conj(np.fft.rfft(b)), n=len(a)) / len(a))
+
+
+def _with_chance(rows: Sequence[dict[str, Any]], chances: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Give the medians their chance level; return `chances`."""
+    level = {tuple(row[name] for name in _VARIANT): row["value"] for row in chances}
+    for row in rows:
+        if row["measure"] == "shuffled":
+            row["chance"] = level.get(tuple(row[name] for name in _VARIANT), row["chance"])
+    return chances
+
+
 def _retest(rows: pd.DataFrame, repeated: pd.DataFrame, shared: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    same = repeated[(repeated["negatives"] == shared["negatives"]) & (repeated["metric"] == shared["metric"])]
+    same = repeated[np.logical_and.reduce([repeated[name] == shared[name] for name in _VARIANT])]
     by = ["coder", "latent", "role"]
     both = rows.groupby(by)["value"].mean().to_frame("one").join(same.groupby(by)["value"].mean().rename("two")).dropna()
     if len(both) > 1:
@@ -167,15 +247,26 @@ def _probabilities(folder: ResultsFolder, scores: pd.DataFrame) -> list[dict[str
     rows = []
     for scorer_id, group in frame[usable & frame["scorer_id"].isin(kept.index)].groupby("scorer_id"):
         variant = {name: kept[name].get(scorer_id) for name in ("scorer", "judge", "prompt", "variant")}
-        p, truth = group["probability"].to_numpy(float), group["truth"].to_numpy(float)
-        place = np.minimum((p * _BINS).astype(int), _BINS - 1)
-        count = np.bincount(place, minlength=_BINS)
-        gaps = np.abs(np.bincount(place, weights=p - truth, minlength=_BINS))
-        shared = {**variant, "negatives": "all", "metric": "probability", "family": "all", "role": "true"}
-        shared |= {"ci_method": "none", "num_latents": group["latent"].nunique()}
-        rows.append({**shared, "measure": "calibration_error", "value": float(gaps.sum() / count.sum())})
-        rows.append({**shared, "measure": "brier", "value": float(np.mean(np.square(p - truth)))})
+        is_active = group["truth"].astype(bool)
+        for source in sorted(set(group.loc[~is_active, "source"])):
+            with_source = group["latent"].isin(group.loc[group["source"] == source, "latent"])
+            of_source = group[(is_active & with_source) | (group["source"] == source)]
+            shared = {**variant, "negatives": source, "metric": "probability", "family": "all", "role": "true"}
+            shared["num_latents"] = of_source["latent"].nunique()
+            found = _calibrated(of_source["probability"].to_numpy(float), of_source["truth"].to_numpy(float))
+            rows += [{**shared, "ci_method": "none", **measure} for measure in found]
     return rows
+
+
+def _calibrated(p: np.ndarray, truth: np.ndarray) -> list[dict[str, Any]]:
+    """Return how far probabilities are from what is active, 1 or 0."""
+    place = np.minimum((p * _BINS).astype(int), _BINS - 1)
+    gaps = np.abs(np.bincount(place, weights=p - truth, minlength=_BINS))
+    base = float(truth.mean())
+    return [
+        {"measure": "calibration_error", "value": float(gaps.sum() / len(p))},
+        {"measure": "brier", "value": float(np.mean(np.square(p - truth))), "chance": base * (1 - base)},
+    ]
 
 
 def _tokens(folder: ResultsFolder, scores: pd.DataFrame) -> list[dict[str, Any]]:
@@ -213,15 +304,19 @@ def sections(frame: pd.DataFrame) -> list[Section]:
     """Return the tables of :func:`calibration` that people look at.
 
     Where a role's scores have no value for some latents, its own number of latents is in the frame, and the table has the
-    greatest.
+    greatest. Where scorer, judge and prompt do not tell variants apart, their digests do.
     """
     ranked = frame[frame["measure"] == "auroc"]
     roles = [role for role in ROLES if role in set(ranked["role"])]
-    head = ["scorer", "judge", "prompt", "metric", "negatives"]
+    names = ["scorer", "judge", "prompt"]
+    if (frame.groupby(names, dropna=False)["variant"].nunique() > 1).any():
+        names.append("variant")
+    head = [*names, "metric", "negatives"]
     found = [
         Section(
             "True explanations against the others",
-            "AUROC over latents, with its 95% interval. 1: every true explanation scores above every other; 0.5: no telling.",
+            "AUROC over latents, with its 95% interval. 1: every true explanation scores above every other; 0.5: no telling. "
+            + _RANK,
             [[*head, "latents", *roles], *_ranked(ranked[ranked["family"] == "all"], head, roles)],
         )
     ]
@@ -229,7 +324,8 @@ def sections(frame: pd.DataFrame) -> list[Section]:
     found.append(
         Section(
             "How often the true explanation wins",
-            "Share of latents whose true explanation scores above their other one, ties counted half, with its 95% interval.",
+            "Share of latents whose true explanation scores above their other one, ties counted half, with its 95% interval. "
+            + _RANK,
             [[*head, "latents", *roles], *_ranked(won, head, roles)],
         )
     )
@@ -246,32 +342,41 @@ def sections(frame: pd.DataFrame) -> list[Section]:
             )
         )
     found += _noise_sections(frame, head)
-    wanted = {"shuffled": "shuffled: median", "shuffled_mean": "mean", "retest_sd": "SD of a measurement"}
+    wanted = ["shuffled", "shuffled_mean", "retest_sd"]
     lines = []
-    for key, rows in frame[frame["measure"].isin(wanted)].groupby(_VARIANT, sort=False):
+    for key, rows in frame[frame["measure"].isin([*wanted, "shuffled_chance"])].groupby(_VARIANT, sort=False):
         named = dict(zip(_VARIANT, key, strict=True))
         by = rows.set_index("measure")
-        chance = by["chance"].get("shuffled")
         cells = [_text(by.loc[name]) if name in by.index else "-" for name in wanted]
-        lines.append([*(str(named[name]) for name in head), *cells, "-" if pd.isna(chance) else f"{chance:g}"])
-    found.append(
-        Section(
-            "Control and spread",
-            "Median and mean score under another latent's explanation; SD of a score, from two measurements.",
-            [[*head, *wanted.values(), "chance"], *lines],
-        )
+        chance = by["chance"].get("shuffled_mean")
+        by_chance = ["-" if pd.isna(chance) else f"{chance:g}"] * 2
+        if "shuffled_chance" in by.index:
+            by_chance[0] = _text(by.loc["shuffled_chance"])
+        lines.append([*(str(named[name]) for name in head), cells[0], by_chance[0], cells[1], by_chance[1], cells[2]])
+    note = (
+        "Median and mean score under another latent's explanation, each with what it is by chance; SD of a score, from two "
+        "measurements. By chance the mean of correlations is 0 and their median below it, for they are skewed."
     )
-    wanted = {"calibration_error": "calibration error", "brier": "Brier score", "tokens": "tokens per explanation"}
+    header = [*head, "shuffled: median", "by chance", "shuffled: mean", "by chance", "SD of a measurement"]
+    found.append(Section("Control and spread", note, [header, *lines]))
     lines = []
-    for key, rows in frame[frame["measure"].isin(wanted)].groupby([*head[:3], "variant"], sort=False):
-        value = dict(zip(rows["measure"], rows["value"], strict=True))
-        cells = [f"{value[n]:.0f}" if n == "tokens" else f"{value[n]:.3f}" if n in value else "-" for n in wanted]
-        lines.append([*map(str, key[:3]), *cells])
-    found.append(
-        Section(
-            "Judges", "Probabilities against what is active, under true explanations.", [[*head[:3], *wanted.values()], *lines]
-        )
+    judged = frame[frame["measure"].isin(["calibration_error", "brier", "tokens"])]
+    for _, rows in judged.groupby(["scorer", "judge", "prompt", "variant"], sort=False):
+        tokens = "".join(f"{value:.0f}" for value in rows[rows["measure"] == "tokens"]["value"])
+        first = [str(rows.iloc[0][name]) for name in names]
+        stated = rows[rows["measure"] != "tokens"]
+        for negatives, group in stated.groupby("negatives", sort=False):
+            by = group.set_index("measure")
+            error, brier = by["value"]["calibration_error"], by.loc["brier"]
+            lines.append([*first, str(negatives), f"{error:.3f}", f"{brier['value']:.3f}", f"{brier['chance']:.3f}", tokens])
+        if not len(stated):
+            lines.append([*first, "-", "-", "-", "-", tokens])
+    note = (
+        "Probabilities against what is active, under true explanations, positives with each source of negatives apart. "
+        "By chance: the Brier score of always stating the share of active examples."
     )
+    header = [*names, "negatives", "calibration error", "Brier score", "by chance", "tokens per explanation"]
+    found.append(Section("Judges", note, [header, *lines]))
     return found
 
 
@@ -315,16 +420,19 @@ def _noise_sections(frame: pd.DataFrame, head: list[str]) -> list[Section]:
 
 
 def _text(row: Any) -> str:
+    undefined = f" ({row['num_undefined']:.0f} undefined)" if row["num_undefined"] > 0 else ""
     if pd.isna(row["ci_low"]) or pd.isna(row["ci_high"]):
-        return f"{row['value']:.3f}"
-    return f"{row['value']:.3f} [{row['ci_low']:.3f}, {row['ci_high']:.3f}]"
+        return f"{row['value']:.3f}{undefined}"
+    return f"{row['value']:.3f} [{row['ci_low']:.3f}, {row['ci_high']:.3f}]{undefined}"
 
 
 def text_of(found: list[Section]) -> str:
     """Return the tables for a terminal."""
     parts = []
     for section in found:
-        numeric = {i for i, cell in enumerate(section.rows[0]) if i > 2 and cell not in ("metric", "negatives", "prompt")}
+        numeric = {
+            i for i, cell in enumerate(section.rows[0]) if i > 2 and cell not in ("metric", "negatives", "prompt", "variant")
+        }
         parts.append("\n".join([section.title, section.note, "", *table(section.rows, right=numeric)]))
     return "\n\n".join(parts) + "\n"
 
@@ -356,7 +464,7 @@ def write_calibration(results: Path | str) -> tuple[pd.DataFrame, Path]:
 
 def _plots(frame: pd.DataFrame) -> Iterator[dict[str, Any]]:
     """Yield score against noise, a plot for each kind of noise and metric: metrics differ in what chance gives."""
-    chances = frame[frame["measure"] == "shuffled"].groupby("metric")["chance"].first()
+    chances = frame[frame["measure"] == "shuffled_mean"].groupby("metric")["chance"].first()
     for (kind, metric), levels in frame[frame["measure"] == "level"].groupby(["noise", "metric"], sort=False):
         shares = sorted(levels["share"].unique())
         # Every scorer has random negatives, so with them all are seen before any is seen twice.

@@ -8,7 +8,7 @@ Reads the tables of results folders and nothing else.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from autointerp.digest import short
+from autointerp.digest import digest, short
 from autointerp.errors import ConfigError, InputError, nearest
 from autointerp.files import read_json
+from autointerp.reports.index import short_names
 from autointerp.reports.terminal import table
-from autointerp.results.folder import Method, ResultsFolder
+from autointerp.results.folder import ResultsFolder
 from autointerp.results.load import load_scores
 from autointerp.stats import holm, paired_difference, welch_difference
 
@@ -30,9 +31,15 @@ COLUMNS = [
     "scorer", "metric", "negatives", "first", "second", "num_first", "num_second", "num_pairs", "mean_first", "mean_second",
     "difference", "ci_low", "ci_high", "ci_method", "wins", "p", "p_holm", "same_examples",
 ]  # fmt: skip
+_KEYS = ["scorer", "metric", "negatives"]
+_Series = Mapping[str, str]
 _SIDE = re.compile(r"(?s)(.*?)(?::(\w+=[^,]*(?:,\w+=[^,]*)*))?")
-_SERIES = ["coder", "explainer", "judge", "prompt", "control", "scorer_id"]
-"""What sets series apart; the last follows from the others and the scorer's settings."""
+_METHOD = ["label", "judge", "prompt", "settings", "selection"]
+"""What parts two series of one coder and control; ``label`` is the explainer's folder name where its name says too little."""
+_SERIES = ["coder", "explainer", *_METHOD, "control", "base_id", "scorer_id"]
+"""What sets series apart. Whatever a control is run with, it counts as the judge, prompt and settings of its scorer."""
+_NAMED = ["coder", "label", "judge", "prompt", "control"]
+"""What a series is called by; for the rest it is called by the start of its `scorer_id`."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +72,9 @@ class Side:
 def compare(first: str | Side, second: str | Side) -> pd.DataFrame:
     """Return one row per scorer, metric, source of negatives and pair of series, sorted; only headline metrics unless named.
 
-    A field of which both sides hold the same values (two judges, say) is held equal, and so is a coder that both have.
+    A field of which both sides hold the same values (two judges, say) is held equal, and so is a coder that both have, and the
+    scorer that a control is of. Two sides that are the same give each pair of their series that differ in the explainer
+    alone, in the scorer (judge, prompt, settings) alone, or in the examples alone.
     ``difference`` is the mean of first minus second over latents that both scored, ``wins`` the share of them on which the
     first is greater (ties half). ``p_holm`` is adjusted for the number of rows.
     Raises: InputError when a side has no scores or the two have no scorer in common.
@@ -73,30 +82,51 @@ def compare(first: str | Side, second: str | Side) -> pd.DataFrame:
     one = first if isinstance(first, Side) else Side.parse(first)
     two = second if isinstance(second, Side) else Side.parse(second, before=one)
     a, b = _read(one), _read(two)
-    keys = ["scorer", "metric", "negatives"]
-    equal = [i for i, field in enumerate(_SERIES[:-1]) if set(a[field]) == set(b[field])]
-    if set(a["coder"]) & set(b["coder"]):
-        equal.append(_SERIES.index("coder"))
+    is_one_folder = one.folder.resolve() == two.folder.resolve()
+    fits = _matching(a, b, is_one_folder)
+    theirs = {key: list(rows.groupby(_SERIES)) for key, rows in b.groupby(_KEYS)}
+    pairs: list[tuple[_Series, _Series]] = []
     rows = []
-    for key, mine in a.groupby(keys):
-        theirs = b
-        for field, value in zip(keys, key, strict=True):
-            theirs = theirs[theirs[field] == value]
+    for key, mine in a.groupby(_KEYS):
+        done = set()
         for name, left in mine.groupby(_SERIES):
-            for other, right in theirs.groupby(_SERIES):
-                is_same = one.folder.resolve() == two.folder.resolve() and name == other
-                if is_same or any(name[i] != other[i] for i in equal):
+            for other, right in theirs.get(key, ()):
+                x, y = ({f: str(v) for f, v in zip(_SERIES, names, strict=True)} for names in (name, other))
+                if not fits(x, y) or (is_one_folder and frozenset((name, other)) in done):
                     continue
-                labels = _labels(dict(zip(_SERIES, name, strict=True)), dict(zip(_SERIES, other, strict=True)), one, two)
-                rows.append(dict(zip(keys, key, strict=True)) | labels | _row(left, right))
+                done.add(frozenset((name, other)))
+                shared = {f: str(v) for f, v in zip(_KEYS, key, strict=True)}
+                pairs.append((x | shared, y | shared))
+                rows.append(shared | _row(left, right))
     if not rows:
         raise InputError(
             f"{one.folder} and {two.folder} have no scorer, metric and source of negatives in common, or the two sides are the "
             f"same: {_held(a)} against {_held(b)}"
         )
-    frame = pd.DataFrame(rows)
+    folders = ("", "") if is_one_folder else (str(one.folder), str(two.folder))
+    frame = pd.DataFrame(rows).assign(**_names(pairs, folders))
     frame["p_holm"] = holm(frame["p"].to_numpy(float))
     return frame[COLUMNS].sort_values(["scorer", "metric", "negatives", "first", "second"], ignore_index=True)
+
+
+def _matching(a: pd.DataFrame, b: pd.DataFrame, is_one_folder: bool) -> Callable[[_Series, _Series], bool]:
+    """Return whether two series are to be compared, given all series of both sides."""
+    values = [{field: set(side[field]) for field in _SERIES} for side in (a, b)]
+    shared = {field: values[0][field] & values[1][field] for field in _SERIES}
+    equal = [field for field in ("explainer", *_METHOD, "control") if values[0][field] == values[1][field]]
+    is_same = is_one_folder and values[0]["scorer_id"] == values[1]["scorer_id"]
+
+    def fits(first: _Series, second: _Series) -> bool:
+        differs = {field for field in _SERIES if first[field] != second[field]}
+        if (is_one_folder and not differs) or ("coder" in differs and shared["coder"]):
+            return False
+        if is_same:
+            return ("label" in differs) + ("selection" in differs) + bool(differs & {"judge", "prompt", "settings"}) <= 1
+        if "control" in differs and "base_id" in differs and shared["base_id"]:
+            return False
+        return not differs & {*equal}
+
+    return fits
 
 
 def _read(side: Side) -> pd.DataFrame:
@@ -104,50 +134,85 @@ def _read(side: Side) -> pd.DataFrame:
     folder = ResultsFolder.open(side.folder)
     frame = load_scores(folder.path)
     frame = frame[frame["quantile"].isna()]
-    prompts = {method.id: _prompt(method) for method in folder.methods("score")}
+    known = _methods(folder)
     ids = {path.stem: read_json(path)["coder_id"] for path in sorted((folder.path / "state" / "coders").glob("*.json"))}
     frame = frame.assign(
         control=frame["control"].fillna("none").astype(str),
-        prompt=[prompts.get(scorer_id, "-") for scorer_id in frame["scorer_id"]],
         coder_id=[ids.get(coder, coder) for coder in frame["coder"]],
+        base_id=[known.get(scorer_id, {}).get("base_id", scorer_id) for scorer_id in frame["scorer_id"]],
     )
+    for field in _METHOD:
+        if field != "judge":
+            frame[field] = [known.get(scorer_id, {}).get(field, "-") for scorer_id in frame["scorer_id"]]
+    names = short_names(frame["label"].tolist())
+    judges = frame[frame["control"] == "none"].groupby("scorer_id")["judge"].first()
+    frame["judge"] = frame["base_id"].map(judges).fillna(frame["judge"])
     if "metric" not in side.only:
         frame = frame[frame["is_headline"]]
     for field, value in {"control": "none", **side.only}.items():
-        known = sorted(frame[field].astype(str).unique())
-        chosen = (
-            frame[field].astype(str).str.removeprefix("sha256:").str.startswith(value)
-            if field == "scorer_id"
-            else (frame[field].astype(str) == value)
-        )
+        chosen = _chosen(frame, field, value)
         if not chosen.any():
-            raise InputError(f"{side.folder} has no scores with {field} = {value!r}; it has {', '.join(known) or 'none'}")
+            there = {*frame[field].astype(str), *(names[label] for label in frame["label"] if field == "explainer")}
+            raise InputError(f"{side.folder} has no scores with {field} = {value!r}; {nearest(value, there)}")
         frame = frame[chosen]
     frame = frame[frame["status"] == "ok"]
     if not len(frame):
         raise InputError(f"{side.folder} has no scores with a value on this side; run `autointerp score` first")
-    keys = ["scorer", "metric", "negatives", *_SERIES, "coder_id", "latent"]
-    grouped = frame.groupby(keys)
+    grouped = frame.assign(label=frame["label"].map(names)).groupby([*_KEYS, *_SERIES, "coder_id", "latent"])
     return grouped["value"].mean().to_frame().join(grouped["selection_id"].first()).reset_index()
 
 
-def _prompt(method: Method) -> str:
-    prompt = (method.identity.get("settings") or {}).get("prompt")
-    return short(prompt) if isinstance(prompt, str) else "-"
+def _chosen(frame: pd.DataFrame, field: str, value: str) -> pd.Series:
+    """Return which rows have `value` in `field`: an explainer by either of its names, a scorer by the start of its digest."""
+    if field == "explainer":
+        return (frame["explainer"] == value) | (frame["label"] == value)
+    if field == "scorer_id":
+        starts = [frame[name].str.removeprefix("sha256:").str.startswith(value) for name in ("scorer_id", "base_id")]
+        return starts[0] | starts[1]
+    return frame[field].astype(str) == value
 
 
-def _labels(first: Mapping[str, Any], second: Mapping[str, Any], one: Side, two: Side) -> dict[str, str]:
-    """Name the series by what sets them apart."""
-    differs = [field for field in _SERIES if first[field] != second[field]]
-    # A scorer's digest holds its explainer, judge and control; it says something only when nothing else does.
-    shown = [field for field in differs if field != "scorer_id"]
-    parts = {"first": [str(first[field]) for field in shown], "second": [str(second[field]) for field in shown]}
-    if one.folder.resolve() != two.folder.resolve():
-        parts["first"].insert(0, str(one.folder))
-        parts["second"].insert(0, str(two.folder))
-    elif not shown:
-        parts = {"first": [short(str(first["scorer_id"]))], "second": [short(str(second["scorer_id"]))]}
-    return {side: " ".join(values) for side, values in parts.items()}
+def _methods(folder: ResultsFolder) -> dict[str, dict[str, str]]:
+    """Return what sets each scorer of a folder apart, by its id; a control has the fields of the scorer that it is of."""
+    methods = {method.id: method for method in folder.methods("score")}
+    found = {}
+    for method in methods.values():
+        base = methods.get(method.base_id, method)
+        settings = dict(base.identity.get("settings") or {})
+        prompt = settings.pop("prompt", None)
+        found[method.id] = {
+            "label": base.explainer or "-",
+            "prompt": short(prompt) if isinstance(prompt, str) else "-",
+            "settings": digest(settings),
+            "selection": str(base.identity.get("selection")),
+            "base_id": base.id,
+        }
+    return found
+
+
+def _names(pairs: Sequence[tuple[_Series, _Series]], folders: tuple[str, str]) -> dict[str, list[str]]:
+    """Name the series of each pair by what sets the two apart, and then by what sets this pair apart from others so named."""
+    fields = [{field for field in _NAMED if first[field] != second[field]} for first, second in pairs]
+    named: list[tuple[str, str]] = []
+    for more in ((), _NAMED, ("scorer_id",)):
+        groups: dict[tuple[str, ...], list[int]] = {}
+        for i, names in enumerate(named):
+            groups.setdefault((*(pairs[i][0][key] for key in _KEYS), *names), []).append(i)
+        for members in groups.values():
+            varies = {field for field in more if len({(pairs[i][0][field], pairs[i][1][field]) for i in members}) > 1}
+            for i in members:
+                fields[i] |= varies
+        named = [_called(*pair, shown, folders) for pair, shown in zip(pairs, fields, strict=True)]
+    return {"first": [first for first, _ in named], "second": [second for _, second in named]}
+
+
+def _called(first: _Series, second: _Series, fields: set[str], folders: tuple[str, str]) -> tuple[str, str]:
+    shown = [field for field in _NAMED if field in fields]
+    # A digest says something only where nothing else does.
+    if "scorer_id" in fields or not (shown or any(folders)):
+        shown.append("scorer_id")
+    words = [[short(side[field]) if field == "scorer_id" else side[field] for field in shown] for side in (first, second)]
+    return " ".join(filter(None, [folders[0], *words[0]])), " ".join(filter(None, [folders[1], *words[1]]))
 
 
 def _row(first: pd.DataFrame, second: pd.DataFrame) -> dict[str, Any]:

@@ -106,6 +106,25 @@ def test_coverage(results):
     assert explained.set_index("decile")["too_few_examples"][-1] == 3
 
 
+def test_coverage_is_by_source_of_negatives(store, tmp_path):
+    """A latent that is one word has no silent window with that word: a score against random ones does not hide it."""
+    path, selection = tmp_path / "r", SELECTION.model_copy(update={"negatives": ("random", "same_token")})
+    config = ExplainConfig(store=store, results=path, latents="0-5,21", explainer="lexical", selection=selection)
+    assert explain(config, progress=False).exit_code == 0
+    rules = {**RULE, "simulation": {"judge": "rule"}, "saebench": {"judge": "rule"}}
+    assert score(ScoreConfig(results=path, scorers=tuple(rules), options=rules), progress=False).exit_code == 0
+    table = coverage(path).groupby(["method", "negatives"])[["num_rows", "ok", "too_few_examples"]].sum()
+    assert table.index.get_level_values("negatives").value_counts().to_dict() == {"random": 4, "same_token": 3, "none": 1}
+    for (method, source), row in table.iterrows():
+        lost = 7 if source == "same_token" else 1
+        assert row.to_dict() == {"num_rows": 7, "ok": 7 - lost, "too_few_examples": lost}, (method, source)
+    scores = load_scores(path)
+    reasons = scores[scores["is_headline"] & (scores["negatives"] == "same_token") & (scores["latent"] == 3)]["reason"]
+    assert reasons.tolist() == ["same_token negatives: the latent has no such windows"] * 3
+    assert summary(path).query("negatives == 'same_token'")["num_missing"].tolist() == [7, 7, 7]
+    assert verify(path) == []
+
+
 def test_plain_pandas(results):
     frame = pd.read_parquet(results / "scores")
     assert frame.groupby(["scorer", "metric"])["value"].median().notna().any()

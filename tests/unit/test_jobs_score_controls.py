@@ -1,6 +1,8 @@
 """Controls: what they put in place of an explanation, on which latents, who judges, and what they cost."""
 
 import asyncio
+from dataclasses import replace
+from typing import Literal
 
 import jobs_standins as standins
 import numpy as np
@@ -8,6 +10,7 @@ import pandas as pd
 import pytest
 from planted import planted, resources
 
+from autointerp.config import Config
 from autointerp.explainers.lexical import Lexical
 from autointerp.jobs.control_gaps import gaps
 from autointerp.jobs.cost import estimate_explain, estimate_score
@@ -26,9 +29,13 @@ from autointerp.jobs.score_controls import (
     sampled,
 )
 from autointerp.jobs.status import status
+from autointerp.protocols import Needs
+from autointerp.records import ScoreResult
+from autointerp.reports.source import Source
+from autointerp.reports.summary import overview
 from autointerp.reports.terminal import summary_table
 from autointerp.reports.write import write_report
-from autointerp.results.folder import Method
+from autointerp.results.folder import Method, ResultsFolder
 from autointerp.results.load import load_scores
 from autointerp.rules import Rule
 from autointerp.scorers.detection import Detection, DetectionConfig
@@ -125,6 +132,58 @@ def test_sampled_controls_are_run_on_the_sample_and_resume(explained_folder):
     frame = load_scores(explained_folder)
     assert frame[frame["control"] == "generic"]["latent"].nunique() == 12
     assert sum(GENERIC in request.prompt.messages[0][1] for request in again.requests) <= 8
+
+
+class Strict(standins.Scorer):
+    """Scores higher under other settings and for other engines, and can be judged by rule."""
+
+    class Config(Config):
+        judge: Literal["engine", "rule"] = "engine"
+        strictness: float = 0.3
+
+    def __init__(self, config):
+        super().__init__(f"strict {config.strictness}")
+        self.name, self.config, self.needs = "judging", config, Needs(engine=config.judge == "engine")
+
+    def identity(self):
+        return {"config": self.config.identity()}
+
+    async def score(self, latent, explanation, resources, /, *, control=None):
+        judge = resources.engine.id.model if self.needs.engine else "rule"
+        asked = resources if self.needs.engine else replace(resources, engine=standins.engine())
+        found = await super().score(latent, explanation, asked, control=control)
+        shift = self.config.strictness + [*ENGINES, "rule"].index(judge) / 10
+        scores = (replace(score, value=score.value + shift, judge=judge) for score in found.scores)
+        return ScoreResult(verdicts=found.verdicts, scores=tuple(scores))
+
+
+ENGINES = ["fake", "other"]
+
+
+def test_each_setting_and_judge_has_its_own_controls(tmp_path):
+    """Two settings and two judges of one scorer in one folder: the report's controls are those of each alone."""
+    config = ExplainConfig(store="x", results=tmp_path / "r", latents="0-15", coders=("a",))
+    asyncio.run(explain_from(config, standins.Source(), standins.Explainer(), standins.engine(), progress=False))
+    for model in ENGINES:
+        scorers = [Strict(Strict.Config(strictness=strictness)) for strictness in (0.3, 0.95)]
+        config = ScoreConfig(results=tmp_path / "r", coders=("a",), controls=CONTROLS, control_latents=40)
+        engine = standins.engine(model=model)
+        asyncio.run(score_from(config, standins.Source(), scorers, engine, progress=False))
+    methods = {method.id: method for method in ResultsFolder.open(tmp_path / "r").methods("score")}
+    frame = load_scores(tmp_path / "r").set_index("latent")
+    series = {key.scorer_id: by["a"].frame for key, by in overview(Source(tmp_path / "r")).series.items()}
+    assert set(series) == {i for i, method in methods.items() if method.control is None} and len(series) == 4
+    for base, found in series.items():
+        for i, method in methods.items():
+            is_alike = all(method.identity[name] == methods[base].identity[name] for name in ("settings", "judge"))
+            if method.control in ("shuffled", "generic") and is_alike:
+                values = frame[frame["scorer_id"] == i]["value"].dropna()
+                assert len(values) > 5
+                column = found["control" if method.control == "shuffled" else method.control]
+                assert column.dropna().to_dict() == values.to_dict()
+    # Who has the table alone finds the same by base_id.
+    assert set(frame["base_id"]) == set(series)
+    assert (frame.groupby(["base_id", "control"])["scorer_id"].nunique() == 1).all() and len(methods) == 16
 
 
 def test_plan_prices_the_sample(explained_folder):

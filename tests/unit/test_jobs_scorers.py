@@ -1,12 +1,15 @@
 """The score stage with scorers that need an embedder or no explanation, and with all scorers at once."""
 
 import asyncio
+import dataclasses
+import json
 
 import jobs_standins as standins
 import numpy as np
 import pytest
 
 from autointerp.errors import ConfigError
+from autointerp.examples.selection import SelectionConfig
 from autointerp.jobs.cost import estimate_score
 from autointerp.jobs.explain import ExplainConfig, explain_from
 from autointerp.jobs.methods import build_scorer, check_needs
@@ -15,8 +18,11 @@ from autointerp.jobs.verify import verify
 from autointerp.llm.fake import FakeEngine
 from autointerp.protocols import Embedder, Resources
 from autointerp.records import Capabilities
+from autointerp.reports.index import coverage_rows
+from autointerp.reports.source import Source as Reports
+from autointerp.reports.summary import overview
 from autointerp.results.folder import ResultsFolder
-from autointerp.results.load import load_scores, load_verdicts
+from autointerp.results.load import load_scores, load_verdicts, summary
 from autointerp.scorers import REGISTRY
 from autointerp.scorers.detection import Detection
 
@@ -185,6 +191,72 @@ def test_the_plan_of_every_scorer_is_what_it_sends(name, results):
 def _is_reminder(scorer, request):
     prompt = getattr(scorer, "_prompt", None)
     return hasattr(request.prompt, "messages") and len(request.prompt.messages) > 2 + 2 * len(prompt.file.turns)
+
+
+class TwoSources(standins.Source):
+    """Of latents 5 to 9: 5 and 8 have same-token windows, 6 and 9 have none; 7 has too few examples, as ever."""
+
+    def __init__(self):
+        super().__init__(selection=SelectionConfig(negatives=("random", "same_token")))
+
+    def select(self, coder, latent):
+        found = super().select(coder, latent)
+        more = dataclasses.replace(found.negatives, sources=("same_token",) * len(found.negatives))
+        negatives = found.negatives.joined(more) if latent in (5, 8) else found.negatives
+        return dataclasses.replace(found, negatives=negatives, negative_sources=self.selection.negative_sources)
+
+
+class Hushed(standins.Explainer):
+    """Has nothing to say about latent 9."""
+
+    async def explain(self, latent, resources, /):
+        rows = await super().explain(latent, resources)
+        return [row.with_(status="unparseable", text=None) if latent.latent == 9 else row for row in rows]
+
+
+@pytest.mark.parametrize("name", ["detection", "fuzzing", "embedding", "intruder", "simulation_list", "saebench"])
+def test_every_latent_has_a_row_for_every_source_of_negatives(tmp_path, name):
+    source, path = TwoSources(), tmp_path / "r"
+    config = ExplainConfig(store="x", results=path, latents="5-9", coders=("a",))
+    asyncio.run(explain_from(config, source, Hushed(), standins.engine(), progress=False))
+    scorer = build_scorer(name.removesuffix("_list"), {"mode": "list"} if name.endswith("list") else {})
+    judge = FakeEngine(lambda request: "1" if name == "intruder" else "none" if name == "saebench" else _yes(request))
+    asyncio.run(score_from(ScoreConfig(results=path), source, [scorer], judge, embedder=Lengths(), progress=False))
+    scores = load_scores(path)
+    heads = scores[scores.is_headline].set_index(["negatives", "latent"])["status"]
+    # Intruder needs no explanation; SAEBench takes 10 windows of the first source, and no latent has so many.
+    ninth = "ok" if name == "intruder" else "unparseable"
+    random = {5: "ok", 6: "ok", 7: "too_few_examples", 8: "ok", 9: ninth}
+    if name == "saebench":
+        assert heads["random"].to_dict() == {i: s if s != "ok" else "not_applicable" for i, s in random.items()}
+        assert set(scores.negatives) == {"random"}
+        return
+    assert heads["random"].to_dict() == random
+    ninth = "too_few_examples" if name == "intruder" else "unparseable"
+    assert heads["same_token"].to_dict() == {**random, 6: "too_few_examples", 9: ninth}
+    reason = scores[scores.is_headline & (scores.latent == 6) & (scores.negatives == "same_token")].reason
+    assert reason.tolist() == ["same_token negatives: the latent has no such windows"]
+    by_source = summary(path).query("is_headline").set_index("negatives")
+    assert by_source.num_latents.to_dict() == {"random": 3 + (name == "intruder"), "same_token": 2}
+    assert (by_source.num_latents + by_source.num_missing).to_dict() == {"random": 5, "same_token": 5}
+    rows = {row["stage"]: row for row in coverage_rows(overview(Reports(path))) if row["stage"].startswith("scored")}
+    assert len(rows) == 2 and all("not scored yet" not in dict(row["without"]) for row in rows.values())
+
+
+def _yes(request):
+    schema = json.loads(request.constraint.schema)
+    return json.dumps([i % 2 for i in range(schema["minItems"])])
+
+
+def test_a_scorer_with_negatives_of_its_own_has_rows_of_these_alone(tmp_path):
+    source, path = TwoSources(), tmp_path / "r"
+    config = ExplainConfig(store="x", results=path, latents="5-9", coders=("a",))
+    asyncio.run(explain_from(config, source, Hushed(), standins.engine(), progress=False))
+    active = build_scorer("fuzzing", {"variant": "active"})
+    asyncio.run(score_from(ScoreConfig(results=path), source, [active], FakeEngine(_yes), progress=False))
+    scores = load_scores(path)
+    assert set(scores[scores.is_headline].negatives) == {"shuffled_highlight"}
+    assert scores[scores.is_headline].latent.tolist() == [5, 6, 7, 8, 9]
 
 
 def left(results, *scorers, **options):

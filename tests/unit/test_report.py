@@ -14,7 +14,7 @@ from autointerp.reports import report, svg, write_report
 from autointerp.reports.index import coder_folder, coverage_rows, headline_rows, series_names, short_names
 from autointerp.reports.pages import latent_page
 from autointerp.reports.source import Source
-from autointerp.reports.summary import Overview, SeriesKey, overview, picks
+from autointerp.reports.summary import Overview, Series, SeriesKey, overview, picks
 from autointerp.reports.terminal import show_latent, summary_table
 from autointerp.reports.text import json_for_html, level_of, one_line, visible, window_html
 from tests.report_folder import HOSTILE, JUDGE, build
@@ -142,6 +142,25 @@ def test_series_of_other_scorers_are_told_apart():
         "default-11111111": "default-11111111",
         "lexical-00000000": "lexical",
     }
+
+
+def test_sources_of_negatives_are_compared_on_the_latents_that_have_them_all():
+    def series(values, name):
+        frame = pd.DataFrame({"value": values, "status": ["ok"] * 5, "disjoint": ["document"] * 5, "control": np.nan})
+        frame = frame.assign(ci_low=np.nan, ci_high=np.nan, chance=0.5, generic=np.nan, lexical=np.nan)
+        return SeriesKey("default-00000000", "detection", "m", name, "auroc", "sha256:aa"), {"sae": Series(frame, None)}
+
+    found = Overview(requested={"sae": np.arange(5)})
+    found.series = dict([series([0.5, 0.6, 0.9, 0.9, 0.9], "random"), series([0.4, 0.5, np.nan, np.nan, np.nan], "same_token")])
+    [random, same] = headline_rows(found)
+    assert (random["median"].value, same["median"].value) == (0.9, pytest.approx(0.45))
+    assert [(row["shared"]["num"], row["shared"]["num_sources"]) for row in (random, same)] == [(2, 2)] * 2
+    assert [row["shared"]["median"].value for row in (random, same)] == pytest.approx([0.55, 0.45])
+    # A source that no latent has any windows of shares nothing with the others; equal latents need no other median.
+    found.series = dict([series([0.5, 0.6, 0.9, 0.9, 0.9], "random"), series([np.nan] * 5, "same_token")])
+    assert [row["shared"] for row in headline_rows(found)] == [None, None]
+    found.series = dict([series([0.5, 0.6, np.nan, 0.9, 0.9], name) for name in ("random", "same_token")])
+    assert [row["shared"] for row in headline_rows(found)] == [None, None]
 
 
 def test_picks_do_not_repeat(results):
@@ -417,6 +436,85 @@ def test_floors_are_paired_with_their_series_and_apart_from_the_main_control(wit
     rates = density["density"].reindex(own.index)
     assert row["weighted"].value == pytest.approx((own * rates).sum() / rates.sum())
     assert row["mean"].value == pytest.approx(own.mean())
+
+
+@pytest.fixture
+def with_two_settings(with_floors):
+    """The same folder, whose detection was also run with other settings: of its own scores and controls, each 0.2 higher."""
+    for path in sorted(with_floors.glob("scores/default-*/detection-*/*.parquet")):
+        table = pd.read_parquet(path)
+        other = table.assign(
+            value=table["value"] + 0.2,
+            scorer_id=table["scorer_id"].str.replace("sha256:", "sha256:ffff"),
+            base_id=table["base_id"].str.replace("sha256:", "sha256:ffff"),
+        )
+        place = path.parent.with_name(f"{path.parent.name[:-8]}ffff0000") / path.name
+        place.parent.mkdir(exist_ok=True)
+        other.to_parquet(place, index=False)
+    return with_floors
+
+
+def test_controls_of_other_settings_are_not_mixed(with_two_settings):
+    found = overview(Source(with_two_settings))
+    series = {
+        key.scorer_id: by["sae"].frame
+        for key, by in found.series.items()
+        if (key.scorer, key.explainer[:7]) == ("detection", "default")
+    }
+    one, two = (series[i] for i in sorted(series, key=lambda i: i.startswith("sha256:ffff")))
+    for column in ("value", "control", "generic", "lexical"):
+        assert one[column].notna().sum() > 5
+        pd.testing.assert_series_equal(two[column], one[column] + 0.2)
+    assert set(one["generic"].dropna()) == {0.5} and set(one["lexical"].dropna()) == {0.6}
+
+
+def test_rows_of_other_settings_are_told_apart(with_two_settings):
+    rows = headline_rows(overview(Source(with_two_settings)), plots=False)
+    alike = [row for row in rows if row["scorer"] == "detection" and row["explainer"] == "default"]
+    assert len({row["settings"] for row in alike}) == 2 and all(len(row["settings"]) == 8 for row in alike)
+    assert all(row["settings"] == "" for row in rows if row not in alike)
+    text = summary_table(with_two_settings)
+    assert "scorer_id" in text and all(f" {row['settings']} " in text for row in alike)
+    index = write_report(with_two_settings).read_text()
+    assert all(f'detection<span class="ci">{row["settings"]}</span>' in index for row in alike)
+
+
+def test_a_latents_page_sets_each_setting_beside_its_own_controls(with_two_settings):
+    [(_, rows)] = Source(with_two_settings).latents([("sae", 31)])
+    page = latent_page("sae", 31, rows)
+    groups = [group for group in page.scores if group["scorer"].startswith("detection") and group["judge"] == JUDGE]
+    one, two = sorted(groups, key=lambda group: group["rows"][0]["scorer_id"].startswith("sha256:ffff"))
+    for left, right in zip(one["rows"], two["rows"], strict=True):
+        assert right["control_value"] == pytest.approx(left["control_value"] + 0.2)
+        assert left["floors"] == pytest.approx({"generic": 0.5, "lexical": 0.6})
+        assert right["floors"] == pytest.approx({"generic": 0.7, "lexical": 0.8})
+    assert two["scorer"].startswith("detection ffff") and one["scorer"] != two["scorer"]
+    names = page.plots[0]["names"]
+    assert len(set(names)) == len(names)
+
+
+def test_a_latents_page_knows_whose_floor_it_is():
+    """A judge's generic floor is not another's; the lexical floor is judged by rule whoever judges the explanation."""
+    shared = {
+        "explanation_id": "e", "scorer": "detection", "explainer": "default", "label": "default-0", "metric": "balanced_accuracy",
+        "is_headline": True, "negatives": "random", "quantile": None, "status": "ok", "ci_low": None, "ci_high": None,
+        "ci_method": "none", "chance": 0.5, "disjoint": "document", "num_scored": 1,
+    }  # fmt: skip
+    scores = [
+        shared | {"base_id": base, "scorer_id": f"{base} {control}", "judge": judge, "control": control, "value": value}
+        for base, judge, control, value in [
+            ("sha256:rule", "rule", None, 1.0),
+            ("sha256:rule", "rule", "generic", 0.50),
+            ("sha256:two", "two", None, 0.9),
+            ("sha256:two", "two", "generic", 0.54),
+            ("sha256:two", "rule", "lexical", 0.6),
+        ]
+    ]
+    found = latent_page("sae", 1, {"explanations": [], "scores": scores, "verdicts": [], "examples": []}).scores
+    assert {group["judge"]: group["rows"][0]["floors"] for group in found} == {
+        "rule": {"generic": 0.50},
+        "two": {"generic": 0.54, "lexical": 0.6},
+    }
 
 
 def test_floors_are_shown(with_floors):

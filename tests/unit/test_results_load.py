@@ -70,6 +70,12 @@ def test_summary(finished):
     assert row["mean"] == pytest.approx(own["value"].mean()) and row["median"] == own["value"].median()
     assert row["mean_low"] <= row["mean"] <= row["mean_high"]
     assert row["chance"] == 0.5
+    # A scorer and its control are told to belong together, here and in the table that pandas reads.
+    assert frame.loc["a", "none"]["scorer_id"] == frame.loc["a", "shuffled"]["base_id"] == frame.loc["a", "none"]["base_id"]
+    plain = pd.read_parquet(finished / "scores")
+    is_own, keys = plain["control"].isna(), ["coder", "latent", "base_id", "metric", "negatives"]
+    both = plain[is_own].merge(plain[~is_own], on=keys)
+    assert len(both) == is_own.sum() == 24 and (both["scorer_id_x"] == both["base_id"]).all()
 
 
 def test_nothing_yet(tmp_path):

@@ -207,7 +207,7 @@ def test_a_hostile_reply_is_asked_about_once_more_and_then_has_a_status(text):
     assert {(v.answer, v.probability) for v in result.verdicts} == {(None, None)}
     assert len(engine.requests) == 40
     score = headline(result)
-    assert (score.status, score.value, score.num_scored, score.unscored) == ("undefined", None, 0, {"unparseable": 100})
+    assert (score.status, score.value, score.num_scored, score.unscored) == ("unparseable", None, 0, {"unparseable": 100})
 
 
 def test_an_echoed_prompt_is_no_answer():
@@ -297,13 +297,27 @@ def test_labels_without_probability_are_no_answer(reply):
         read_labels(reply, 0.0)
 
 
-def test_a_judge_that_ignores_the_labels_is_unparseable_by_mass():
-    reply = Reply(text="The", finish="length", label_probs=(1e-4, 3e-4), label_mass=4e-4)
-    result, engine = scored(detection(mode="labels", min_label_mass=0.01), lambda request: reply)
-    assert {v.status for v in result.verdicts} == {"unparseable"}
+@pytest.mark.parametrize("probs", [(1e-9, 2e-9), (0.2, 0.1), (0.25, 0.25)])
+def test_a_judge_that_would_rather_write_something_else_gives_no_answer(probs):
+    reply = Reply(text="Sure", finish="length", label_probs=probs, label_mass=sum(probs))
+    result, engine = scored(detection(mode="labels"), lambda request: reply)
+    assert {(v.status, v.probability) for v in result.verdicts} == {("unparseable", None)}
     assert len(engine.requests) == 200
+    assert (headline(result).status, headline(result).value) == ("unparseable", None)
+    result, _ = scored(detection(mode="labels", min_label_mass=0), lambda request: reply)
+    assert [v.probability for v in result.verdicts] == pytest.approx([probs[0] / sum(probs)] * 100)
+
+
+def test_a_judge_with_doubts_about_its_answer_still_answers():
+    reply = Reply(text="The", finish="length", label_probs=(0.3, 0.21), label_mass=0.51)
     result, _ = scored(detection(mode="labels"), lambda request: reply)
-    assert [v.probability for v in result.verdicts] == pytest.approx([0.25] * 100)
+    assert [v.probability for v in result.verdicts] == pytest.approx([0.3 / 0.51] * 100)
+
+
+def test_how_much_the_labels_need_is_part_of_the_identity():
+    labels = [detection(mode="labels", min_label_mass=mass).identity() for mass in (0.0, 0.5, 0.6)]
+    assert labels[1] == detection(mode="labels").identity() and labels[0] != labels[1] != labels[2]
+    assert {built.identity()["version"] for built in (detection(), fuzzing())} == {2}
 
 
 # Configuration ----------------------------------------------------------------------------------------------------

@@ -94,6 +94,7 @@ def test_too_few_windows_are_not_applicable():
     latent = planted()
     result, engine = scored(finds, latent=replace(latent, positives=latent.positives.take([0, 1, 2])))
     assert (result.verdicts, headline(result).status, engine.requests) == ((), "not_applicable", [])
+    assert headline(result).chance == 0.2 and "3 activating windows" in headline(result).reason
     assert len(scored(finds, num_shown=4, latent=replace(latent, positives=latent.positives.take([0, 1, 2])))[0].verdicts) == 50
 
 
@@ -102,4 +103,4 @@ def test_a_reply_that_is_no_number_of_a_text_is_no_answer(text):
     result, engine = scored(lambda request: text)
     assert {(v.status, v.answer, v.answers) for v in result.verdicts} == {("unparseable", None, None)}
     assert len(engine.requests) == 100
-    assert (headline(result).status, headline(result).unscored) == ("undefined", {"unparseable": 50})
+    assert (headline(result).status, headline(result).unscored) == ("unparseable", {"unparseable": 50})

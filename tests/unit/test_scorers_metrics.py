@@ -1,10 +1,12 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from planted import explained, planted
 
 from autointerp import stats
 from autointerp.records import Verdict
-from autointerp.scorers.metrics import not_applicable, scores_of
+from autointerp.scorers.metrics import not_applicable, ranked_scores, scores_of
 
 
 def verdict(i, truth, answer, *, source=None, probability=None, status="ok", prompt=None, quantile=None):
@@ -140,6 +142,38 @@ def test_an_empty_class_is_undefined(empty):
     assert find(scores(lost, headline="auroc"), "auroc").status == "undefined"
 
 
+def test_where_no_answer_can_be_used_the_status_is_the_commonest_reason():
+    lost = ["refused", "unparseable", "refused", "no_reply"]
+    verdicts = [verdict(i, i % 2 == 0, None, status=status) for i, status in enumerate(lost)]
+    rows = scores(verdicts, headline="auroc")
+    assert {row.metric: row.status for row in rows if row.quantile is None} == {
+        "balanced_accuracy": "refused",
+        "auroc": "refused",
+        "average_precision": "refused",
+        "tnr": "unparseable",  # one of each: in the order in which reasons are counted
+        "tpr": "refused",
+        "tpr_by_activation": "refused",
+    }
+    assert find(rows, "auroc").unscored == {"refused": 2, "unparseable": 1, "no_reply": 1}
+
+
+def test_a_source_without_negatives_has_a_headline_row_that_says_so():
+    verdicts = [*many(True, 8, 2, 0), *many(False, 15, 5, 100)]
+    verdicts += many(False, 0, 3, 200, source="neighbour_decoder", status="not_applicable")
+    latent = replace(planted(num=1), negative_sources=("random", "same_token", "neighbour_decoder"))
+    given = {"latent": latent, "explanation": explained(), "judge": "j"}
+    for rows in (scores_of(verdicts, **given, headline="balanced_accuracy"), ranked_scores(verdicts, **given)):
+        heads = {row.negatives: row for row in rows if row.is_headline and row.negatives != "random"}
+        assert {source: (row.status, row.value, row.num_scored) for source, row in heads.items()} == {
+            "same_token": ("too_few_examples", None, 0),
+            "neighbour_decoder": ("not_applicable", None, 0),
+        }
+        assert "no such windows" in heads["same_token"].reason and "asked about" in heads["neighbour_decoder"].reason
+        assert [row.metric for row in rows if row.negatives == "same_token"] == [heads["same_token"].metric]
+    none = scores_of(many(True, 8, 2, 0), **given, headline="balanced_accuracy")
+    assert [row.negatives for row in none if row.is_headline] == ["random", "same_token", "neighbour_decoder"]
+
+
 def test_examples_that_share_a_prompt_widen_the_interval():
     # Prompts of 5 that are all right or all wrong: 50 answers are worth 10, and less for there are few prompts.
     # t(0.975, 9) = 2.26216.
@@ -153,6 +187,9 @@ def test_examples_that_share_a_prompt_widen_the_interval():
 
 
 def test_what_cannot_be_judged_has_one_headline_row_per_source():
+    wanted = replace(planted(num=3), negative_sources=("random", "same_token"))
+    rows = not_applicable(wanted, explained(), judge="rule", headline="balanced_accuracy")
+    assert [row.negatives for row in rows] == ["random", "same_token"]
     [row] = not_applicable(planted(num=3), explained(), judge="rule", headline="balanced_accuracy")
     assert (row.status, row.value, row.negatives, row.num_scored, row.is_headline) == (
         "not_applicable",

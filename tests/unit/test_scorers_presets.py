@@ -156,7 +156,15 @@ def test_nothing_in_the_prompt_says_that_four_fit():
 def test_a_lost_prompt_loses_its_fourteen_windows():
     result, _ = bench(lambda request: Reply(text="", finish="filter"))
     assert {v.status for v in result.verdicts} == {"refused"}
-    assert (headline(result).status, headline(result).unscored) == ("undefined", {"refused": 14})
+    assert (headline(result).status, headline(result).unscored) == ("refused", {"refused": 14})
+
+
+def test_the_first_source_of_negatives_is_the_only_one():
+    both = replace(planted(num=50, width=32), negative_sources=("random", "same_token"))
+    assert headline(bench(lists, latent=both)[0]).negatives == "random"
+    few = replace(both, negatives=both.negatives.take(range(9)))
+    result, engine = bench(lists, latent=few)
+    assert (headline(result).status, headline(result).negatives, engine.requests) == ("not_applicable", "random", [])
 
 
 # delphi -----------------------------------------------------------------------------------------------------------

@@ -123,9 +123,14 @@ def test_auroc_by_quantile_is_against_all_negatives_of_a_source():
         for v, (value, q) in zip(base, rows, strict=True)
     ]
     scores = ranked_scores(verdicts, latent=planted(num=2), explanation=explained(), judge="x")
-    assert {(s.quantile, s.value) for s in scores} == {(None, 0.75), (0, 1.0), (1, 0.5)}
-    assert [s.is_headline for s in scores] == [True, False, False]
-    assert scores[0].ci_low == pytest.approx(stats.auroc_newcombe(0.75, 2, 2).low)
+    aurocs = [s for s in scores if s.metric == "auroc"]
+    assert {(s.quantile, s.value) for s in aurocs} == {(None, 0.75), (0, 1.0), (1, 0.5)}
+    assert [s.is_headline for s in aurocs] == [True, False, False]
+    assert aurocs[0].ci_low == pytest.approx(stats.auroc_newcombe(0.75, 2, 2).low)
+    # Ranked + - + -: (1 + 2/3) / 2; by chance 2 of 4.
+    [precision] = [s for s in scores if s.metric == "average_precision"]
+    assert (precision.value, precision.chance) == (pytest.approx((1 + 2 / 3) / 2), 0.5)
+    assert (precision.is_headline, precision.negatives, precision.ci_method) == (False, "random", "wilson_average_precision")
 
 
 # Example embedding ------------------------------------------------------------------------------------------------

@@ -7,8 +7,9 @@ from dataclasses import replace
 import numpy as np
 import orjson
 import pytest
-from planted import WORDS, explained, headline, planted, resources, run, windows
+from planted import ID, WORDS, explained, headline, planted, resources, run, windows
 
+from autointerp import stats
 from autointerp.digest import generator
 from autointerp.errors import ConfigError, ReplyError
 from autointerp.llm.fake import FakeEngine
@@ -71,6 +72,11 @@ def knows(lines, i):
     """Expects ``path`` after ``os.`` to fire."""
     fires = i >= 2 and lines[i - 2 : i + 1] == ["os", ".", "path"]
     return logs(unknown=0.5, _8=0.25, _7=0.05) if fires else logs(unknown=0.5, _0=0.25, _1=0.05)
+
+
+def opposite(lines, i):
+    """Expects every token to fire but ``path`` after ``os.``."""
+    return logs(_0=0.9) if i >= 2 and lines[i - 2 : i + 1] == ["os", ".", "path"] else logs(_6=0.9)
 
 
 def hashed(lines, i):
@@ -146,11 +152,7 @@ def test_the_correlation_is_over_all_tokens_and_not_a_mean_of_windows():
 def test_a_negative_slope_stays_negative():
     """A calibration on the scored data would turn -1 into 1."""
 
-    def against(lines, i):
-        fires = i >= 2 and lines[i - 2 : i + 1] == ["os", ".", "path"]
-        return logs(_0=0.9) if fires else logs(_6=0.9)
-
-    score = headline(scored(Judge(against), latent=few()))
+    score = headline(scored(Judge(opposite), latent=few()))
     assert score.value == pytest.approx(-1.0)
 
 
@@ -188,6 +190,34 @@ def test_rows_by_quantile_and_positives_alone_are_no_headlines():
     assert all(row.value == pytest.approx(1.0) for row in alone)
     [share] = [row for row in rows if row.metric == "predicted_tokens"]
     assert (share.value, share.ci_low, share.ci_method) == (1.0, None, "none")
+
+
+def test_what_predictions_explain_by_hand():
+    latent = replace(few(3), max_activation=5.0)
+    judge = Judge(lambda lines, i: logs(_6=0.9) if lines[i] == "path" else logs(_0=0.9))
+    result = scored(judge, latent=latent)
+    rows = {row.metric: row for row in result.scores if row.negatives == "random" and row.quantile is None}
+    # Six windows with one decoy each, on which the judge says 6 as it does on the three that fire with 4: level 6 is 3.0.
+    decoys = int((np.stack([latent.positives.tokens, latent.negatives.tokens]) == ID["path"]).sum()) - 3
+    assert decoys == 6
+    assert rows["explained_squares"].value == pytest.approx(1 - (3 * 1 + 6 * 9) / (3 * 16))
+    assert rows["explained_absolute"].value == pytest.approx(1 - (3 * 1 + 6 * 3) / (3 * 4))
+    for name in ("explained_squares", "explained_absolute", "calibrated_r2"):
+        row = rows[name]
+        assert (row.chance, row.is_headline, row.ci_method, row.ci_low, row.num_scored) == (0.0, False, "none", None, 6)
+    predicted, truths = (np.concatenate([getattr(v, name) for v in result.verdicts]) for name in ("answers", "truths"))
+    documents = np.repeat([v.document for v in result.verdicts], 16)
+    assert rows["calibrated_r2"].value == pytest.approx(stats.cross_fitted_r2(predicted, truths, documents))
+    assert 0 < rows["calibrated_r2"].value < headline(result).value ** 2
+
+
+def test_who_predicts_silence_or_the_opposite_explains_nothing():
+    rows = {row.metric: row for row in scored(Judge(lambda lines, i: logs(_0=1.0)), latent=few()).scores}
+    assert (rows["explained_squares"].value, rows["explained_absolute"].value) == (0.0, 0.0)
+    assert rows["calibrated_r2"].value == pytest.approx(0.0, abs=1e-12)
+    against = {row.metric: row for row in scored(Judge(opposite), latent=few()).scores}
+    assert against["correlation"].value < -0.99 and against["calibrated_r2"].value == pytest.approx(0.0, abs=1e-12)
+    assert against["explained_squares"].value < 0
 
 
 # Pitfalls -------------------------------------------------------------------------------------------------------------
@@ -302,7 +332,7 @@ def test_no_level_among_the_alternatives_is_no_prediction():
     assert headline(result).num_scored == 12
     result = scored(Judge(half), latent=few(), min_predicted=0.8)
     assert {v.status for v in result.verdicts} == {"unparseable"}
-    assert (headline(result).status, headline(result).unscored) == ("undefined", {"unparseable": 12})
+    assert (headline(result).status, headline(result).unscored) == ("unparseable", {"unparseable": 12})
     result = scored(Judge(lambda lines, i: ()), latent=few(), min_predicted=0)
     assert {(v.status, v.answers) for v in result.verdicts} == {("unparseable", None)}
 

@@ -235,6 +235,38 @@ def test_correlation_is_resampled_by_document_and_never_by_token():
     assert math.isnan(one.low) and one.value == pytest.approx(once.value)
 
 
+def slow_cross_fitted(x, y, clusters):
+    missed = base = 0.0
+    for one in set(clusters):
+        inside = np.array([c == one for c in clusters])
+        slope, intercept = np.polyfit(x[~inside], y[~inside], 1)
+        if slope < 0:
+            slope, intercept = 0.0, y[~inside].mean()
+        missed += np.square(y[inside] - intercept - slope * x[inside]).sum()
+        base += np.square(y[inside] - y[~inside].mean()).sum()
+    return 1 - missed / base
+
+
+@pytest.mark.parametrize("slope", [2.0, 0.05, -2.0])
+def test_calibrated_r2_equals_a_fit_for_each_cluster_without_it(slope):
+    random = np.random.default_rng(5)
+    x = random.normal(100, 3, 40)
+    y = 7 + slope * x + random.normal(0, 4, 40)
+    clusters = (np.arange(40) // 5).tolist()
+    found = stats.cross_fitted_r2(x, y, clusters)
+    assert found == pytest.approx(slow_cross_fitted(x, y, clusters))
+    # Who predicts the opposite has what who predicts nothing has.
+    assert (found == pytest.approx(0.0, abs=1e-9)) if slope < 0 else (found < np.corrcoef(x, y)[0, 1] ** 2)
+
+
+def test_calibrated_r2_of_what_cannot_be_fitted():
+    y = np.array([0.0, 0, 1, 0])
+    assert stats.cross_fitted_r2(np.full(4, 3.0), y, [0, 0, 1, 1]) == pytest.approx(0.0)
+    assert stats.cross_fitted_r2(y, y, [1, 1, 1, 1]) is None
+    assert stats.cross_fitted_r2(y, np.ones(4), [0, 0, 1, 1]) is None
+    assert stats.cross_fitted_r2([], [], []) is None
+
+
 def slow_average_precision(positives, negatives):
     total, last = 0.0, 0.0
     for level in sorted({*positives, *negatives}, reverse=True):
