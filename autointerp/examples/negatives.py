@@ -28,7 +28,8 @@ PER_NEIGHBOUR = 10
 _WALK = 64
 NUM_QUERIES = 10
 """Strongest windows that embedding negatives are like."""
-_FIRST_SEARCH = 512
+_FIRST_SEARCH = 256
+"""Windows looked up for each at first, of which few are needed."""
 
 
 @dataclass(frozen=True, kw_only=True)

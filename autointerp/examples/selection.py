@@ -8,7 +8,7 @@ Sampling follows arXiv 2410.13928 section 3.1 with delphi's rank quantiles, but 
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any, Literal
@@ -19,9 +19,10 @@ from pydantic import Field, field_validator, model_validator
 from autointerp.config import Config
 from autointerp.digest import digest, hash64, seed_of
 from autointerp.errors import ConfigError, InputError, StoreError, nearest
-from autointerp.examples.negatives import NEGATIVES, SilentWindows, check_negatives, draw_random
+from autointerp.examples.negatives import NEGATIVES, NUM_QUERIES, SilentWindows, check_negatives, draw_random
 from autointerp.examples.pools import EXPLAIN, MIN_EXPLAIN, MIN_SCORE, SCORE, VALIDATE, LatentPools, choose_unit
 from autointerp.examples.sampling import Choice, Keys, Sampling, keys_of, rank
+from autointerp.examples.similar import SimilarWindows
 from autointerp.examples.windows import (
     CoderActivations,
     Corpus,
@@ -160,6 +161,7 @@ class Selector:
         self._coders: dict[str, tuple[CoderActivations, str]] = {}
         self._neighbours: dict[tuple[str, NeighbourKind], Neighbours] = {}
         self._embeddings: Similar | None = None
+        self._lookups = SimilarWindows(self._queries)
 
     @property
     def grid(self) -> WindowGrid:
@@ -168,6 +170,14 @@ class Selector:
             if self._grid is None:
                 self._grid = open_grid(self.store, window=self.config.window, min_window=self.config.min_window)
             return self._grid
+
+    def expect(self, latents: Iterable[tuple[str, int]]) -> None:
+        """Say which (coder, latent) will be selected next, in order: embedding negatives are then looked up for many at once.
+
+        It changes how long that takes, never what is chosen.
+        """
+        if any(NEGATIVES[name].needs_embeddings for name in self.config.negatives):
+            self._lookups.expect(latents)
 
     def select(self, coder: str, latent: int, *, num_validate: int = 0) -> LatentExamples:
         """Return the examples of one latent, or a status that says why it has none.
@@ -181,7 +191,7 @@ class Selector:
             raise InputError(f"coder {coder!r} has no latent {latent}: it has latents 0 to {reader.width - 1}")
         config = self.config
         fired = self._read(reader, coder, latent)
-        seed = seed_of("examples", config.seed, coder, latent)
+        seed = self._seed(coder, latent)
         keys = keys_of(fired.active, seed=seed)
         explain = self._choice(fired, EXPLAIN, keys, seed, most=max(config.num_explain, config.num_statistics))
         score = self._choice(fired, SCORE, keys, seed, most=config.num_positives)
@@ -202,7 +212,7 @@ class Selector:
                 neighbours=partial(self._nearest, reader, coder, latent),
                 windows_of=partial(self._windows_of, reader, coder),
                 strongest=partial(self._strongest, fired, seed),
-                similar=self._similar,
+                similar=partial(self._similar, coder, latent),
             )
             drawn = draw_random(
                 silent,
@@ -291,6 +301,9 @@ class Selector:
                 self._coders[name] = reader, selection_id(self.store.store_id, reader.coder_id, self.config)
             return self._coders[name]
 
+    def _seed(self, coder: str, latent: int) -> int:
+        return seed_of("examples", self.config.seed, coder, latent)
+
     def _read(self, reader: CoderActivations, coder: str, latent: int) -> _Fired:
         config, grid = self.config, self.grid
         positions, values = reader.activations(latent)
@@ -330,7 +343,14 @@ class Selector:
         _, first = np.unique(windows.text[chosen], return_index=True)
         return np.asarray(windows.rows[chosen[np.sort(first)[:count]]])
 
-    def _similar(self, rows: np.ndarray, count: int) -> np.ndarray:
+    def _queries(self, coder: str, latent: int) -> np.ndarray:
+        """Return the rows of the grid that embedding negatives of a latent are like; none where it has too few examples."""
+        fired = self._read(self._reader(coder)[0], coder, latent)
+        if fired.pools.num_distinct < self.config.min_examples:
+            return np.zeros(0, np.int64)
+        return self._strongest(fired, self._seed(coder, latent), NUM_QUERIES)
+
+    def _similar(self, coder: str, latent: int, rows: np.ndarray, count: int) -> np.ndarray:
         config, grid = self.config, self.grid
         with self._lock:
             if self._embeddings is None:
@@ -340,7 +360,7 @@ class Selector:
                         f"the embeddings by {config.embedder} are of {len(found)} windows and the store has {len(grid)}"
                     )
                 self._embeddings = found
-        return self._embeddings.nearest(rows, count)
+        return self._lookups.of(self._embeddings, (coder, latent), rows, count)
 
     def _top_token(self, fired: _Fired, explain: _PoolChoice) -> int | None:
         """Return the token with the greatest sum of |activation| over the explain pool; of equals the smallest id."""

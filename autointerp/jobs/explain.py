@@ -142,6 +142,7 @@ async def explain_from(
             items,
             engine=engine,
             read_examples=work.read_examples,
+            expect=source.expect,
             requests_per_latent=1,
             leases=leases,
             progress=progress,

@@ -202,11 +202,12 @@ class Runner:
         leases: Leases,
         bounds: Bounds,
         read_examples: ReadExamples,
+        expect: Callable[[Sequence[Key]], None],
         progress: Progress,
         worker: Worker,
     ) -> None:
         self._folder, self._works, self._gate, self._leases = folder, works, gate, leases
-        self._bounds, self._read_examples = bounds, read_examples
+        self._bounds, self._read_examples, self._expect = bounds, read_examples, expect
         self._progress, self._worker = progress, worker
         self._totals = _Totals()
         self._slots = asyncio.Semaphore(bounds.latents)
@@ -276,6 +277,7 @@ class Runner:
         opened = [part for work in self._works if (part := self._open(work, shard, items, scope)) is not None]
         try:
             keys = [key for key in items if any(key in part.todo for part in opened)]
+            self._expect(keys)
             tasks = []
             for key in keys:
                 await _first(self._slots.acquire(), self._gate.stopped.wait())

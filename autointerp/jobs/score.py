@@ -250,6 +250,7 @@ async def score_from(
             items,
             engine=engine,
             read_examples=source.select,
+            expect=source.expect,
             requests_per_latent=8,
             leases=leases,
             progress=progress,

@@ -110,6 +110,9 @@ class Source(Protocol):
     def partners(self, coder: str) -> np.ndarray:
         """Return each latent's partner in the shuffled control, -1 where there is none."""
 
+    def expect(self, latents: Sequence[Key]) -> None:
+        """Hear which latents will be selected next, in order."""
+
     def select(self, coder: str, latent: int, *, num_validate: int = 0) -> LatentExamples:
         """Return the examples of one latent; called from several threads.
 
@@ -175,6 +178,9 @@ class StoreSource:
             if coder not in self._promoted:
                 self._promoted[coder] = Promoted(read_logits(self._store, coder))
             return self._promoted[coder].of(latent)
+
+    def expect(self, latents: Sequence[Key]) -> None:
+        self._selector.expect(latents)
 
     def select(self, coder: str, latent: int, *, num_validate: int = 0) -> LatentExamples:
         with self._lock:
@@ -280,6 +286,7 @@ async def run_works(
     *,
     engine: Engine | None,
     read_examples: ReadExamples,
+    expect: Callable[[Sequence[Key]], None],
     requests_per_latent: int,
     leases: Leases,
     progress: bool | OnProgress | None,
@@ -308,6 +315,7 @@ async def run_works(
         leases=leases,
         bounds=bounds,
         read_examples=read_examples,
+        expect=expect,
         progress=Progress(works[0].method.stage, progress),
         worker=worker_of(config),
     )

@@ -1,7 +1,7 @@
 """``tables``: what lies beside a coder's activations, computed where it is missing: neighbours, statistics, logits, embeddings.
 
-Each table is committed whole; what is there and belongs to the coder is left alone. Also what a stage calls before it chooses
-negatives: the tables that these walk are made on the spot.
+Each table is committed whole, embeddings block by block; what is there and belongs to the coder is left alone. Also what a
+stage calls before it chooses negatives: the tables that these walk are made on the spot.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from autointerp.config import RUNTIME, Config
 from autointerp.errors import IdentityError, InputError, StoreError
 from autointerp.examples.negatives import NEGATIVES
 from autointerp.examples.selection import SelectionConfig
-from autointerp.examples.windows import WindowGrid, open_grid
+from autointerp.examples.windows import open_grid
 from autointerp.jobs.progress import OnProgress, Progress
 from autointerp.protocols import Embedder
 from autointerp.records import NeighbourKind
 from autointerp.store import open_store
-from autointerp.store.embeddings import EmbeddingIndex, IndexRecord, index_folder, write_index
+from autointerp.store.embeddings import EmbeddingIndex, IndexRecord, build_index, index_folder
 from autointerp.store.logits import TokenLogits, has_logits, write_logits
 from autointerp.store.neighbours import DEFAULT_K
 from autointerp.store.reader import Store
@@ -38,7 +38,6 @@ logger = logging.getLogger("autointerp.jobs")
 
 Show = bool | OnProgress | None
 """As in :class:`autointerp.jobs.progress.Progress`."""
-_TEXTS = 1024
 _GRID = SelectionConfig()
 
 
@@ -215,7 +214,7 @@ def build_embeddings(
     device: str | None = None,
     progress: Show = None,
 ) -> bool:
-    """Embed the windows of a store unless that was done; return whether it was.
+    """Embed the windows of a store unless that was done; return whether it was. A killed run is gone on with.
 
     Raises: InputError or ResourceError when the embedder cannot be opened.
     """
@@ -237,29 +236,22 @@ def build_embeddings(
         num_windows=len(grid),
         dim=opened.embed(["a"]).shape[1],
     )
-    model = opened
-    _shown(
-        f"embeddings of {store.path.name}",
-        len(grid),
-        progress,
-        lambda step: write_index(path, record, _embedded(store, grid, model, step)),
-    )
-    return True
+    model, tokens, vocabulary = opened, store.tokens, store.vocabulary
+
+    def embed(low: int, high: int) -> np.ndarray:
+        spans = zip(grid.start[low:high].tolist(), grid.length[low:high].tolist(), strict=True)
+        return model.embed([vocabulary.text(tokens[start : start + length]) for start, length in spans])
+
+    show = Progress(f"embeddings of {store.path.name}", progress, unit="window")
+    show.start(len(grid))
+    try:
+        return build_index(path, record, embed, advance=lambda count, is_new: show.advance(count, is_new=is_new))
+    finally:
+        show.close()
 
 
-def _embedded(store: Store, grid: WindowGrid, embedder: Embedder, step: Callable[[int], None]) -> Iterator[np.ndarray]:
-    tokens, vocabulary = store.tokens, store.vocabulary
-    for low in range(0, len(grid), _TEXTS):
-        spans = zip(grid.start[low : low + _TEXTS].tolist(), grid.length[low : low + _TEXTS].tolist(), strict=True)
-        vectors = embedder.embed([vocabulary.text(tokens[start : start + length]) for start, length in spans])
-        yield vectors
-        step(len(vectors))
-
-
-def _shown(
-    what: str, total: int, progress: Show, work: Callable[[Callable[[int], None]], None], *, unit: str = "latent"
-) -> None:
-    show = Progress(what, progress, unit=unit)
+def _shown(what: str, total: int, progress: Show, work: Callable[[Callable[[int], None]], None]) -> None:
+    show = Progress(what, progress)
     show.start(total)
     try:
         work(lambda count: show.advance(count, is_new=True))

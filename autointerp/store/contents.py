@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from autointerp.errors import AutointerpError, StoreError
-from autointerp.store.derived import derived_problems
-from autointerp.store.embeddings import EmbeddingIndex
+from autointerp.store.embeddings import EmbeddingIndex, is_unfinished
 from autointerp.store.latents import summarise
 from autointerp.store.logits import LOGITS, has_logits, logits_file
 from autointerp.store.neighbours import KINDS, neighbours_file
@@ -38,8 +37,9 @@ def verify_contents(path: Path | str) -> list[str]:
         for check in (_latents(store, reader), _neighbours(store, reader), _statistics(store, reader), _logits(store, reader)):
             problems += _told(check)
     for folder in sorted(store.path.glob("embeddings/*/")):
-        problems += _told(_embeddings(store, folder))
-    return problems + derived_problems(store.path)
+        if not is_unfinished(folder):
+            problems += _told(_embeddings(store, folder))
+    return problems
 
 
 def _told(problems: Iterator[str]) -> list[str]:

@@ -1,8 +1,8 @@
 """Arrays computed from a store and kept beside it, so that the next process maps them instead of computing them again.
 
-``derived/<name>-<key>/`` holds one ``.npy`` file per array, and ``index.json`` says of what they are. A folder appears whole,
-and nothing depends on it: the arrays are made again where it is missing, of other inputs or cut short, and a store that cannot
-be written to is read without. Processes that map the same arrays share their memory.
+``derived/<name>-<key>/`` holds one ``.npy`` file per array, and ``index.json`` says of what they are, with checksums. A folder
+appears whole, and nothing depends on it: the arrays are made again where it is missing, of other inputs or damaged, and a store
+that cannot be written to is read without. Processes that map the same arrays share their memory.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Mapping
+import zlib
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from uuid import uuid4
 
@@ -20,11 +22,22 @@ from autointerp.config import Config
 from autointerp.digest import short
 from autointerp.errors import AutointerpError
 from autointerp.files import TEMPORARY_PREFIX, disk_errors, read_json, write_json
-from autointerp.store.layout import FileEntry, file_entry
 
 _log = logging.getLogger(__name__)
 
 FOLDER = "derived"
+_BLOCK = 1 << 24
+_CHUNK = 1 << 20
+_MAX_THREADS = 8
+
+
+class ArrayEntry(Config):
+    """The file of an array, as it was written."""
+
+    num_bytes: int
+    """Size."""
+    checksums: tuple[int, ...]
+    """CRC-32 of each 16 MiB: every process computes them anew before it uses the array, so they have to be fast."""
 
 
 class DerivedRecord(Config):
@@ -32,7 +45,7 @@ class DerivedRecord(Config):
 
     key: str
     """Digest of all that the arrays were computed from."""
-    arrays: dict[str, FileEntry]
+    arrays: dict[str, ArrayEntry]
     """The file of each array, by name."""
 
 
@@ -42,68 +55,102 @@ def derived_folder(name: str, key: str) -> str:
 
 
 def read_derived(store: Path, name: str, key: str) -> dict[str, np.ndarray] | None:
-    """Return the arrays, mapped and read-only; None where there are none of that key, or not all of them.
-
-    Their size is checked, their bytes are not: that would mean to read them (:func:`derived_problems` does).
-    """
+    """Return the arrays, mapped and read-only; None where there are none of that key, or any is not as it was written."""
     folder = store / derived_folder(name, key)
     try:
-        record = DerivedRecord.parse(read_json(folder / "index.json"), where=str(folder))
+        record = _read_record(folder)
         if record.key != key:
             return None
-        arrays = {}
-        for array, entry in record.arrays.items():
-            path = folder / f"{array}.npy"
-            if path.stat().st_size != entry.num_bytes:
-                return None
-            # A plain array: a memmap takes longer over every slice.
-            arrays[array] = np.load(path, mmap_mode="r", allow_pickle=False).view(np.ndarray)
-        return arrays
+        if damaged := _damaged(folder, record):
+            _log.warning("%s is not as it was written and is not used: it is made again from the corpus", damaged[0])
+            return None
+        return _mapped(folder, record.arrays)
     except (AutointerpError, OSError, ValueError):
         return None
 
 
-def write_derived(store: Path, name: str, key: str, arrays: Mapping[str, np.ndarray]) -> bool:
-    """Keep arrays in place of those of the same name and another key; return False where the store cannot be written to."""
+def write_derived(store: Path, name: str, key: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray] | None:
+    """Keep arrays in place of those of the same name and another key, and return them mapped, as :func:`read_derived` does.
+
+    None where the store cannot be written to.
+    """
     folder = store / derived_folder(name, key)
     # A name of its own for each writer: workers and threads may well compute the same at once.
     temporary = folder.parent / f"{TEMPORARY_PREFIX}{os.getpid()}-{uuid4().hex}"
-    if read_derived(store, name, key) is not None:
-        return True
     try:
         with disk_errors(folder):
             temporary.mkdir(parents=True)
-            entries = {}
             for array, values in arrays.items():
                 with (temporary / f"{array}.npy").open("wb") as file:
                     np.save(file, values, allow_pickle=False)
                     os.fsync(file.fileno())
-                entries[array] = file_entry(temporary / f"{array}.npy")
-            write_json(temporary / "index.json", DerivedRecord(key=key, arrays=entries).model_dump(mode="json"))
-            if read_derived(store, name, key) is not None:
-                return True
+            record = DerivedRecord(key=key, arrays=_entries(temporary, arrays))
+            write_json(temporary / "index.json", record.model_dump(mode="json"))
+            if (there := read_derived(store, name, key)) is not None:
+                return there
             for other in folder.parent.glob(f"{name}-*"):
                 shutil.rmtree(other, ignore_errors=True)
             temporary.rename(folder)
+        return _mapped(folder, arrays)
     except (AutointerpError, OSError) as error:
         _log.info("%s is not kept, so that each process computes it: %s", folder, error)
-        return False
+        return None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return True
 
 
 def derived_problems(store: Path) -> list[str]:
     """Return one sentence per kept array that is not as it was written."""
     problems = []
     for index in sorted((store / FOLDER).glob("*/index.json")):
+        folder = index.parent
         try:
-            record = DerivedRecord.parse(read_json(index), where=str(index))
-        except AutointerpError as error:
-            problems.append(str(error))
+            damaged = _damaged(folder, _read_record(folder))
+        except (AutointerpError, OSError) as error:
+            problems.append(f"{error}; remove {folder}, it is made again when it is needed")
             continue
-        for array, entry in record.arrays.items():
-            path = index.parent / f"{array}.npy"
-            if not path.is_file() or file_entry(path) != entry:
-                problems.append(f"{path} is not as it was written; remove {index.parent}, it is made again when it is needed")
+        problems += [
+            f"{path} is not as it was written; remove {folder}, it is made again when it is needed" for path in damaged
+        ]
     return problems
+
+
+def _read_record(folder: Path) -> DerivedRecord:
+    return DerivedRecord.parse(read_json(folder / "index.json"), where=str(folder))
+
+
+def _mapped(folder: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
+    # Plain arrays: a memmap takes longer over every slice.
+    return {name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False).view(np.ndarray) for name in names}
+
+
+def _damaged(folder: Path, record: DerivedRecord) -> list[Path]:
+    """Return the files that are not as they were written.
+
+    Raises: OSError when one is missing.
+    """
+    found = _entries(folder, record.arrays)
+    return [folder / f"{name}.npy" for name, entry in record.arrays.items() if found[name] != entry]
+
+
+def _entries(folder: Path, names: Iterable[str]) -> dict[str, ArrayEntry]:
+    """Return what the files of the arrays are now."""
+    sizes = {name: (folder / f"{name}.npy").stat().st_size for name in names}
+    blocks = [(folder / f"{name}.npy", low) for name, size in sizes.items() for low in range(0, size, _BLOCK)]
+    with ThreadPoolExecutor(min(_MAX_THREADS, os.cpu_count() or 1)) as pool:
+        checksums = pool.map(_checksum, blocks)
+        return {
+            name: ArrayEntry(num_bytes=size, checksums=tuple(next(checksums) for _ in range(0, size, _BLOCK)))
+            for name, size in sizes.items()
+        }
+
+
+def _checksum(block: tuple[Path, int]) -> int:
+    # Read, not mapped: what is mapped and touched would count as the process's own memory.
+    path, low = block
+    checksum, buffer = 0, memoryview(bytearray(_CHUNK))
+    with path.open("rb", buffering=0) as file:
+        file.seek(low)
+        for _ in range(0, _BLOCK, _CHUNK):
+            checksum = zlib.crc32(buffer[: file.readinto(buffer)], checksum)
+    return checksum

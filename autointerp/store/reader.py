@@ -158,9 +158,8 @@ class Store:
             arrays: Mapping[str, np.ndarray] | None = read_derived(self.path, name, key)
             if arrays is None:
                 arrays = compute()
-                if write_derived(self.path, name, key, arrays):
-                    # The kept ones, whose memory is shared with other processes.
-                    arrays = read_derived(self.path, name, key) or arrays
+                # The kept ones, whose memory is shared with other processes.
+                arrays = write_derived(self.path, name, key, arrays) or arrays
             return arrays
 
     def _parts(self, prefix: str) -> list[Path]:

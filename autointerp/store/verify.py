@@ -9,6 +9,7 @@ import numpy as np
 
 from autointerp.errors import StoreError
 from autointerp.store.corpus import iterate_contexts, tokens_digest
+from autointerp.store.derived import derived_problems
 from autointerp.store.layout import activations_part, damage
 from autointerp.store.manifest import Manifest, coder_id_of, read_manifest, store_id_of
 from autointerp.store.parquet import iterate_tables
@@ -34,7 +35,7 @@ def verify_store(path: Path | str) -> list[str]:
     for coder in sorted(manifest.extent.coders):
         if not any(name.startswith(f"coders/coder={coder}/") for name in bad):
             problems += _told(_coder_problems(path, manifest, coder))
-    return problems
+    return problems + derived_problems(path)
 
 
 def _told(problems: Iterator[str]) -> list[str]:

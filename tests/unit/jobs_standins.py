@@ -56,6 +56,7 @@ class Source:
         self.vocabulary = Vocabulary()
         self.selection = selection or SelectionConfig()
         self.num_selected = 0
+        self.expected = []
 
     def statistics(self, coder):
         counts = np.where(np.arange(WIDTH) < 50, 100, 0)
@@ -63,6 +64,9 @@ class Source:
 
     def partners(self, coder):
         return np.where(np.arange(WIDTH) < 50, (np.arange(WIDTH) + 1) % 50, -1)
+
+    def expect(self, latents):
+        self.expected += latents
 
     def select(self, coder, latent):
         self.num_selected += 1

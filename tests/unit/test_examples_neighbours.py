@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 from examples_corpus import MemoryStore
@@ -9,6 +11,7 @@ from examples_corpus import MemoryStore
 from autointerp.errors import StoreError
 from autointerp.examples.negatives import PER_NEIGHBOUR
 from autointerp.examples.selection import SelectionConfig, Selector
+from autointerp.examples.similar import SimilarWindows
 from autointerp.records import Examples, LatentExamples
 from autointerp.scorers.fuzzing import Fuzzing
 
@@ -228,6 +231,79 @@ def test_texts_that_say_the_same_are_drawn_once():
     chosen = choose(store, negatives=("embedding",), num_negatives=300)
     seen = [tuple(row) for row in chosen.negatives.tokens]
     assert len(set(seen)) == len(seen)
+
+
+FEW = 4
+"""The latent of :func:`several` that has too few examples."""
+
+
+def several():
+    latents = [{8 * w + 3: 1.0 + (w * 37 % 811) / 811 for w in range(i, NUM, 5 + i)} for i in range(20)]
+    latents[FEW] = dict(at(w) for w in range(3))
+    return embedded(latents)
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+@pytest.mark.parametrize("backwards", [False, True])
+def test_latents_that_are_announced_are_looked_up_together_and_get_the_same(threads, backwards):
+    config = SelectionConfig(window=8, negatives=("random", "embedding"), num_negatives=20)
+    alone, _ = several()
+    expected = [Selector(alone, config).select("sae", latent) for latent in range(20)]
+    assert [one.status for one in expected] == ["too_few_examples" if i == FEW else "ok" for i in range(20)]
+    store, line = several()
+    selector = Selector(store, config)
+    selector.expect([("sae", latent) for latent in range(20)])
+    order = list(range(20))[:: -1 if backwards else 1]
+    with ThreadPoolExecutor(threads) as pool:
+        found = dict(zip(order, pool.map(lambda latent: selector.select("sae", latent), order), strict=True))
+    for latent in range(20):
+        assert found[latent].negatives.positions.tolist() == expected[latent].negatives.positions.tolist()
+        assert found[latent].negatives.sources == expected[latent].negatives.sources
+    # Sixteen and four, without the one that does not ask; ten windows of each.
+    assert sorted(len(rows) for rows, _ in line.asked) == [40, 150]
+
+
+def test_random_negatives_look_nothing_up():
+    store, line = several()
+    selector = Selector(store, SelectionConfig(window=8))
+    selector.expect([("sae", 0), ("sae", 1)])
+    selector.select("sae", 0)
+    assert line.asked == []
+
+
+def test_what_is_found_and_not_asked_for_is_bounded():
+    line, asked = Line(), []
+
+    def queries(coder, latent):
+        asked.append(latent)
+        return np.array([latent % NUM])
+
+    lookups = SimilarWindows(queries)
+    latents = [("sae", latent) for latent in range(1600)]
+    lookups.expect(latents)
+    for latent in latents[::16]:
+        assert lookups.of(line, latent, np.array([latent[1] % NUM]), 3)[0, 0] == latent[1] % NUM
+    assert len(asked) == 1500 and len(lookups._found) <= 8 * 16
+    # Forgotten, kept, never announced: the same answer; and more than was looked up is looked up again.
+    for latent in (1, 1599, 1700):
+        np.testing.assert_array_equal(
+            lookups.of(line, ("sae", latent), np.array([latent % NUM]), 2), line.nearest(np.array([latent % NUM]), 2)
+        )
+    assert lookups.of(line, ("sae", 1598), np.array([798]), 99).shape == (1, 99)
+
+
+def test_a_latent_that_cannot_be_read_is_told_when_it_is_asked_for_itself():
+    def queries(coder, latent):
+        if latent == 1:
+            raise StoreError("damaged")
+        return np.array([latent])
+
+    line = Line()
+    lookups = SimilarWindows(queries)
+    lookups.expect([("sae", latent) for latent in range(3)])
+    assert lookups.of(line, ("sae", 0), np.array([0]), 2).tolist() == [[0, 1]]
+    assert lookups.of(line, ("sae", 2), np.array([2]), 2).tolist() == [[2, 1]]
+    assert line.asked == [([0, 2], 2)]
 
 
 def test_an_index_of_another_grid_is_refused():

@@ -217,6 +217,17 @@ def test_examples_that_cannot_be_read_are_a_row(folder):
     assert folder.explain("0-3", source=Damaged()).failures == {"KeyError": 1}
 
 
+def test_the_latents_of_a_shard_are_announced_before_the_first_is_read(folder):
+    class Listening(standins.Source):
+        def select(self, coder, latent):
+            assert (coder, latent) in self.expected
+            return super().select(coder, latent)
+
+    source = Listening()
+    folder.explain("0-9", source=source, shard_latents=4)
+    assert source.num_selected == len(source.expected) == len(set(source.expected)) == 10
+
+
 def test_a_full_disk_stops_the_run(folder):
     class Full(standins.Source):
         def select(self, coder, latent):

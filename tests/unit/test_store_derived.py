@@ -10,11 +10,12 @@ import pytest
 from small_store import random_fires, small_store
 
 from autointerp.examples.selection import SelectionConfig, Selector
-from autointerp.store import open_store
+from autointerp.store import derived, open_store
 from autointerp.store.build import clean
 from autointerp.store.contents import verify_contents
-from autointerp.store.derived import read_derived, write_derived
+from autointerp.store.derived import derived_problems, read_derived, write_derived
 from autointerp.store.reader import Store
+from autointerp.store.verify import verify_store
 
 CONFIG = SelectionConfig(window=8, min_window=4, min_documents=5)
 
@@ -144,15 +145,70 @@ def test_leftovers_of_a_killed_writer_are_cleared(path):
     assert folders(path) == ["corpus-v1", "windows-v1-w8-m4"]
 
 
-def test_verify_tells_a_flipped_byte(path):
+def flip(path, at):
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("block", [64, 1 << 24])
+def test_a_flipped_byte_anywhere_is_seen(tmp_path, block, monkeypatch, caplog):
+    monkeypatch.setattr(derived, "_BLOCK", block)
+    monkeypatch.setattr(derived, "_CHUNK", 32)
+    write_derived(tmp_path, "a", "sha256:1", {"x": np.arange(30), "y": np.zeros(3, np.float32)})
+    for file in tmp_path.glob("derived/*/*.npy"):
+        for at in (-1, *range(0, file.stat().st_size, 53)):
+            flip(file, at)
+            caplog.clear()
+            assert read_derived(tmp_path, "a", "sha256:1") is None
+            assert [record.levelname for record in caplog.records] == ["WARNING"]
+            assert f"{file} is not as it was written and is not used" in caplog.text
+            [problem] = derived_problems(tmp_path)
+            assert f"{file} is not as it was written; remove {file.parent}, it is made again" in problem
+            flip(file, at)
+    assert read_derived(tmp_path, "a", "sha256:1")["x"].tolist() == list(range(30))
+
+
+@pytest.mark.parametrize("name", ["corpus-*/stop", "windows-*/document"])
+def test_damaged_arrays_are_made_again(path, name):
+    computed = used(path)
+    [file] = path.glob(f"derived/{name}.npy")
+    flip(file, -1)
+    assert len(verify_store(path)) == len(verify_contents(path)) == 1
+    assert_same(used(path), computed)
+    assert verify_store(path) == []
+
+
+def test_other_tokens_of_the_same_size_are_not_used(path):
+    computed = used(path)
+    [file] = path.glob("derived/corpus-*/tokens.npy")
+    tokens = np.load(file)
+    np.save(file, tokens ^ np.uint32(3))
+    assert_same(used(path), computed)
+    np.testing.assert_array_equal(np.load(file), tokens)
+
+
+def test_damaged_arrays_of_a_store_that_cannot_be_written_to_are_not_used(path, monkeypatch):
+    computed = used(path)
+    for file in path.glob("derived/*/*.npy"):
+        flip(file, -1)
+    monkeypatch.setattr("autointerp.store.reader.write_derived", lambda *args: None)
+    assert_same(used(path), computed)
+    assert len(verify_store(path)) == 16
+
+
+@pytest.mark.parametrize("fault", ["no json", "no array"])
+def test_verify_tells_what_cannot_be_read(path, fault):
     used(path)
-    assert verify_contents(path) == []
-    [array] = path.glob("derived/corpus-*/tokens.npy")
-    data = bytearray(array.read_bytes())
-    data[-1] ^= 1
-    array.write_bytes(data)
-    [problem] = verify_contents(path)
-    assert "tokens.npy is not as it was written; remove" in problem
+    [index] = path.glob("derived/corpus-*/index.json")
+    if fault == "no json":
+        index.write_text("{")
+    else:
+        index.with_name("tokens.npy").unlink()
+    [problem] = verify_store(path)
+    assert f"remove {index.parent}, it is made again" in problem
+    used(path)
+    assert verify_store(path) == []
 
 
 def test_object_arrays_are_never_loaded(tmp_path):
