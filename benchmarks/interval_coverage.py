@@ -236,7 +236,7 @@ def documents(reps: int, *, what: str) -> Table:
                         # One that reads as activating ranks above one that reads as silent; within either ranks are random.
                         values_of = (right == (np.arange(2 * n) < n)) + 0.5 * random.random(2 * n)
                         p, q = values_of[:n], values_of[n:]
-                        deff = stats.design_effect(stats.auroc_influence(p, q), prompts, docs)
+                        deff = stats.auroc_design_effect(p, q, prompts, docs)
                         interval = stats.auroc_newcombe(stats.auroc(p, q), n, n, deff=deff)
                     held += interval.low - 1e-12 <= 1 - rate <= interval.high + 1e-12
                 values.append(held / reps)

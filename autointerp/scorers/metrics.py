@@ -264,7 +264,7 @@ def _auroc(positives: Sequence[Verdict], negatives: Sequence[Verdict], *, by_val
 def _deff(p: Sequence[tuple[Verdict, float]], n: Sequence[tuple[Verdict, float]]) -> tuple[float, dict[str, list[int]]]:
     """Return the design effect of the AUROC of answers with what they are ranked by, and the clusters of both classes."""
     clusterings = _clusterings([verdict for verdict, _ in (*p, *n)])
-    return stats.design_effect(stats.auroc_influence([x for _, x in p], [x for _, x in n]), *clusterings.values()), clusterings
+    return stats.auroc_design_effect([x for _, x in p], [x for _, x in n], *clusterings.values()), clusterings
 
 
 def _ranked(verdicts: Sequence[Verdict], by_value: bool) -> list[tuple[Verdict, float]]:

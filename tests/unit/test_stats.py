@@ -87,13 +87,13 @@ def test_auroc_of_one_has_a_width():
 
 def test_design_effect_by_hand():
     # Clusters (1, 1, 0, 0), (1, 1, 1, 1), (0, 0, 0, 0): sums of x - 1/2 are 0, 2 and -2; (0 + 4 + 4) / (12 - 4) = 1 by clusters,
-    # 12 / 4 / 11 = 3/11 without. Three clusters: t(0.975, 2) = 4.30265 takes the place of 1.95996; capped at the size, 4.
+    # 12 / 4 / 11 = 3/11 without. Three clusters: t(0.975, 2) = 4.30265 over 1.95996 widens the excess; capped at the size, 4.
     x, clusters = [1, 1, 0, 0, 1, 1, 1, 1, 0, 0, 0, 0], np.arange(12) // 4
     assert stats.design_effect(x, clusters) == 4
     # Twelve of two, six alike, two by two of one kind and the other, the rest mixed.
     x = [1, 1, 0, 0] * 3 + [1, 0] * 6
     # Sums of x - 1/2: +-1 six times: 6 / (24 - 2) by clusters, 24 / 4 / 23 without; t(0.975, 11) = 2.20099.
-    expected = (6 / 22) / (6 / 23) * (2.20099 / 1.959964) ** 2
+    expected = 1 + ((6 / 22) / (6 / 23) - 1) * (2.20099 / 1.959964) ** 4
     assert stats.design_effect(x, np.arange(24) // 2) == pytest.approx(expected, rel=1e-4)
     # (1, 0), (1, 0): all that differs, differs within.
     assert stats.design_effect([1, 0, 1, 0], [0, 0, 1, 1]) == 1
@@ -110,13 +110,13 @@ def test_a_design_effect_of_two_ways_to_cluster_by_hand():
     prompts, documents = (way.ravel() for way in np.indices(x.shape))
     # Sums of x - 0.91 in either way: -4.1 once, -0.1 four times, 0.9 five times, so that it is 20.9 / 90 over 8.19 / 99. No two
     # are of one pair.
-    one = (20.9 / 90) / (8.19 / 99)
-    factor = (2.262157 / 1.959964) ** 2
-    assert stats.design_effect(x.ravel(), prompts) == pytest.approx(one * factor, rel=1e-5)
-    assert stats.design_effect(x.ravel(), prompts, documents) == pytest.approx((2 * one - 1) * factor, rel=1e-5)
-    assert stats.design_effect(x.ravel(), prompts, range(100)) == pytest.approx(one * factor, rel=1e-5)
+    excess = (20.9 / 90) / (8.19 / 99) - 1
+    factor = (2.262157 / 1.959964) ** 4
+    assert stats.design_effect(x.ravel(), prompts) == pytest.approx(1 + excess * factor, rel=1e-5)
+    assert stats.design_effect(x.ravel(), prompts, documents) == pytest.approx(1 + 2 * excess * factor, rel=1e-5)
+    assert stats.design_effect(x.ravel(), prompts, range(100)) == pytest.approx(1 + excess * factor, rel=1e-5)
     # The same clusters twice are clusters once.
-    assert stats.design_effect(x.ravel(), prompts, prompts + 7) == pytest.approx(one * factor, rel=1e-5)
+    assert stats.design_effect(x.ravel(), prompts, prompts + 7) == pytest.approx(1 + excess * factor, rel=1e-5)
     # What lies in documents alone is not less for crossing prompts that vary too little.
     right = np.ones((10, 10))
     right[0] = 0
@@ -125,10 +125,10 @@ def test_a_design_effect_of_two_ways_to_cluster_by_hand():
 
 
 def test_a_design_effect_is_bounded_by_the_size_of_clusters():
-    """Two prompts of five: 2 of 5 right in one, and 3 or 4 of 5 in the other, are not told apart by orders of magnitude."""
+    """Two prompts of five, 2 right in one and 3, 4 or 5 in the other: two clusters say little, and no more than their size."""
     prompts = [0] * 5 + [1] * 5
     effects = [stats.design_effect([1, 1, 0, 0, 0] + [1] * right + [0] * (5 - right), prompts) for right in (3, 4, 5)]
-    assert effects == [5, 5, 5]
+    assert effects == [1, 5, 5]
     low = stats.wilson(6, 10, deff=effects[1])
     assert 0 < low.low < 0.1 and 0.9 < low.high < 1
 
