@@ -367,7 +367,7 @@ What `ci_method` says, as it is put together:
 | `mover_wilson` | balanced accuracy: of two rates |
 | `newcombe_auroc` | AUROC |
 | `wilson_average_precision` | average precision |
-| `jackknife_document` | correlation, leaving out one document at a time |
+| `jackknife_document` | correlation, leaving out one document at a time; the upper limit of sides that never meet allows for meetings not seen |
 | `wilson_document` | correlation where at most one document is wrong: a rate of right documents |
 | `none` | no interval |
 | `..._clustered` | some examples share a prompt (for intruder: a quantile) or a document, and the interval allows for it |

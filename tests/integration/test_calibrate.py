@@ -82,6 +82,15 @@ def test_another_latents_explanation_is_worth_chance(study):
     assert abs(median["value"] - by_chance["value"]) < 0.01
 
 
+def test_a_latents_own_interval_holds_chance_under_another_latents_explanation(study):
+    scores = load_scores(study[0].results)
+    rows = scores[scores["is_headline"] & (scores["status"] == "ok") & (scores["coder"] == EXACT)]
+    rows = rows[(rows["control"] == "shuffled").fillna(False) & rows["ci_low"].notna()]
+    rows = rows.assign(holds=(rows["ci_low"] <= rows["chance"] + 1e-9) & (rows["chance"] - 1e-9 <= rows["ci_high"]))
+    held = rows[rows["negatives"] == "random"].groupby("scorer")["holds"].agg(["mean", "count"])
+    assert set(held.index) == BY_RULE and (held["mean"] > 0.8).all() and (held["count"] >= 8).all(), held
+
+
 def test_wrong_explanations_that_hold_nowhere_count(study):
     found = measure(study[2], "auroc", scorer="simulation", role="wrong", family="all", negatives="random")
     [same] = measure(study[2], "auroc", scorer="detection", role="wrong", family="all", negatives="random")["num_latents"]

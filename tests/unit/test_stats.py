@@ -282,6 +282,37 @@ def test_errors_in_one_document_leave_limits_on_both_sides():
     assert found.value < 0 and math.isnan(found.low)
 
 
+def test_sides_that_never_meet_may_yet_be_uncorrelated():
+    """Rare events that are independent mostly miss each other: a little below 0, and 0 must stay possible."""
+    rng = np.random.default_rng(5)
+    held, num_missed = [], 0
+    for _ in range(200):
+        x, y = ((rng.random(1600) < share) * rng.uniform(1, 10, 1600) for share in (0.005, 0.02))
+        found = stats.correlation(x, y, np.arange(1600) // 32)
+        if found is None:
+            continue
+        num_missed += not (x * y).any()
+        held.append(found.low <= 0 <= found.high)
+    assert num_missed > 120 and np.mean(held) > 0.93
+
+
+def test_what_was_not_seen_to_meet_is_what_so_many_meetings_would_add():
+    x, y = np.zeros(1000), np.zeros(1000)
+    x[:10], y[500:520] = 2, 5
+    documents = np.arange(1000) % 100
+    found, low = (stats.correlation(x, y, documents, level=level) for level in (0.95, 0.5))
+    # Moving events of x to where y has some: the correlation is linear in how many meet.
+    met = x.copy()
+    met[:4], met[500:504] = 0, 2
+    slope = (np.corrcoef(met, y)[0, 1] - np.corrcoef(x, y)[0, 1]) / 4
+    assert found.high == pytest.approx(found.value - math.log(0.025) * slope)
+    assert low.high == pytest.approx(found.value - math.log(0.25) * slope)
+    x[2:] = 0  # no more can meet than there are
+    all_met = np.zeros(1000)
+    all_met[500:502] = 1
+    assert stats.correlation(x, y, documents).high == pytest.approx(np.corrcoef(all_met, y)[0, 1])
+
+
 def test_correlation_is_resampled_by_document_and_never_by_token():
     """Copies of every token in its own document say nothing new: the interval must not shrink."""
     rng = np.random.default_rng(5)
