@@ -298,7 +298,7 @@ def case_table(runner: Runner, name: str, rounds: int, tokens: int, kinds: tuple
         f"## {name}: {case.layers} layers, d {case.d_model}, hook {case.hook}, width {case.width}, TopK {K}, {tokens:,} tokens"
         + ("" if setup.is_plain else f", subject on {setup.device} in {setup.dtype}, {setup.batch * CTX_LEN:,} tokens at once"),
         "",
-        f"| | CPU-s (median) | wall s | tokens per {clock} s | over forward | over forward + torch's topk | over forward + our encode "
+        f"| | CPU-s (median) | wall s | tokens per {'CPU-s' if clock == 'cpu' else 's'} | over forward | over forward + torch's topk | over forward + our encode "
         "| incumbent over it | peak MB (base) | bytes/activation |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
