@@ -15,27 +15,26 @@ from autointerp.examples.windows import Windows, stable_argsort
 Sampling = Literal["quantiles", "top", "random", "mix", "importance", "top_importance"]
 
 
-@lru_cache(maxsize=1 << 12)
 def spread(total: int, parts: int) -> np.ndarray:
-    """Return int64 [parts] that sum to `total`: equal, with the remainder spread over the parts. Read-only.
+    """Return int64 [parts] that sum to `total`: equal, with the remainder spread over the parts.
 
     Which parts get one more follows one fixed order (0, 5, 2, 7, 1, ... of 10), so a smaller total never has more in any part.
     """
-    result = np.full(parts, total // parts, np.int64)
-    result[list(_favoured(parts)[: total % parts])] += 1
-    result.flags.writeable = False
-    return result
+    return np.asarray((_turns(parts) < total % parts) + total // parts)
 
 
 @lru_cache
-def _favoured(parts: int) -> tuple[int, ...]:
+def _turns(parts: int) -> np.ndarray:
+    """Return int64 [parts]: which turn each part has to get one more."""
     # Van der Corput order: every prefix is spread about evenly.
     order: dict[int, None] = {}
     fractions = [0.0]
     while len(order) < parts:
         order.update((int(f * parts), None) for f in fractions)
         fractions += [f + 0.5 / len(fractions) for f in fractions]
-    return tuple(order)
+    turns = np.empty(parts, np.int64)
+    turns[list(order)] = np.arange(parts)
+    return turns
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +60,7 @@ def keys_of(windows: Windows, *, seed: int) -> Keys:
 
 def _order_keys(strength: np.ndarray, ties: np.ndarray) -> np.ndarray:
     # One key and one sort: the bits of a positive float32 are ordered as the float is.
-    weakness = (~strength.astype(np.float32).view(np.uint32)).astype(np.uint64)
+    weakness = (~strength.astype(np.float32, copy=False).view(np.uint32)).astype(np.uint64)
     weakness <<= np.uint64(32)
     return np.asarray(weakness | (ties >> np.uint64(32)))
 
@@ -81,7 +80,6 @@ class Choice:
         """`most` is the greatest count that will be asked for."""
         self._strength, self._keys, self._parts, self._most = strength, keys, parts, most
         self._sizes = spread(len(strength), parts)
-        self._ends = self._sizes.cumsum()
 
     def take(self, count: int, how: Sampling = "quantiles", *, ratio_top: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
         """Return `count` rows (all where there are fewer), strongest first, and the int16 quantile of each, 0 the strongest.
@@ -92,10 +90,11 @@ class Choice:
         num = len(self._strength)
         count = min(count, num)
         if how == "quantiles":
-            rows, place, run, within = self._strata
-            chosen = (within < spread(count, self._parts).take(run)).nonzero()[0]
-            chosen = chosen.take(place.take(chosen).argsort())
-            return rows.take(chosen), run.take(chosen).astype(np.int16)
+            rows, run, within = self._drawn
+            if count < len(rows):
+                chosen = (within < spread(count, self._parts).take(run)).nonzero()[0]
+                rows, run = rows.take(chosen), run.take(chosen)
+            return rows, run.astype(np.int16)
         keys = self._keys.draw[self.order]
         if how == "top":
             taken = np.arange(count)
@@ -120,16 +119,27 @@ class Choice:
         return stable_argsort(self._keys.order)
 
     @cached_property
-    def _strata(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Rows in runs of the strata, by smallest key in each; then place in the ranking, stratum, and number in it."""
+    def _ends(self) -> np.ndarray:
+        return self._sizes.cumsum()
+
+    @cached_property
+    def _drawn(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The most rows that will be asked for, strongest first; then the stratum of each, and its number in it by key."""
         few = self._few_strata()
-        if few is not None:
-            return few
-        place, run, within = _stratified(self._keys.draw.take(self.order), self._sizes)
-        return self.order.take(place), place, run, within
+        if few is None:
+            place, run, within = _stratified(self._keys.draw.take(self.order), self._sizes)
+            rows = self.order.take(place)
+        else:
+            rows, place, run, within = few
+        share = spread(min(self._most, len(self._strength)), self._parts)
+        chosen = (within < share.take(run)).nonzero()[0]
+        chosen = chosen.take(place.take(chosen).argsort())
+        return rows.take(chosen), run.take(chosen), within.take(chosen)
 
     def _few_strata(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray] | None:
-        """Return the beginning of each stratum, long enough for `most` in all; None where all is sorted as quickly.
+        """Return rows in runs of the strata, by smallest key in each; then place in the ranking, stratum, and number in it.
+
+        Only the beginning of each stratum, long enough for `most` in all; None where all is sorted as quickly.
 
         Of many windows only those with small keys can be drawn, so that these alone need an order.
         """

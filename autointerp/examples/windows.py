@@ -243,7 +243,7 @@ def stable_argsort(keys: np.ndarray) -> np.ndarray:
     # Distinct keys have one order, whatever the algorithm; numpy sorts them with vector instructions unless asked to be stable.
     order = keys.argsort()
     ordered = keys.take(order)
-    return np.argsort(keys, kind="stable") if (ordered[1:] == ordered[:-1]).any() else order
+    return np.argsort(keys, kind="stable") if np.count_nonzero(ordered[1:] == ordered[:-1]) else order
 
 
 def cut_tokens(tokens: np.ndarray, start: np.ndarray, length: np.ndarray, *, width: int) -> np.ndarray:

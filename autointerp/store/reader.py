@@ -10,6 +10,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -278,15 +279,19 @@ class CoderReader:
         if not count:
             return np.zeros(0, np.int64), np.zeros(0, np.float32)
         # Latents of one row group are asked for one after the other more often than not.
-        held = next((group for group in self._recent if group.group == first and group.part == part), None)
+        recent = next((group for group in self._recent if group.group == first and group.part == part), None)
+        held = recent if recent is not None and (recent.is_whole or offset + count <= recent.stop) else None
         missing = list(range(first + (held is not None), first + num_groups))
         if missing:
-            table, starts = self._files.read(self._parts[part], missing, self._schema)
-            begin, last = int(starts[missing[0]]), int(starts[missing[-1]])
+            # Of one not asked for lately only what is needed: to decode the rest takes a tenth of the time of a choice.
+            stop = offset + count if recent is None and num_groups == 1 else None
+            table, starts = self._files.read(self._parts[part], missing, self._schema, stop=stop)
+            begin, last = starts[missing[0]], starts[missing[-1]]
             positions, values = numbers(table.column(0)), numbers(table.column(1))
             # Copies: a view would keep all the groups before in memory.
             own = (positions, values) if last == begin else (positions[last - begin :].copy(), values[last - begin :].copy())
-            self._recent = (_Group(part, missing[-1], last, *own), *self._recent[: MAX_RECENT_GROUPS - 1])
+            group = _Group(part, missing[-1], last, *own, is_whole=stop is None)
+            self._recent = (group, *self._recent[: MAX_RECENT_GROUPS - 1])
             if held is not None:
                 begin = held.start
                 positions, values = np.concatenate([held.positions, positions]), np.concatenate([held.values, values])
@@ -316,7 +321,7 @@ class CoderReader:
                 if held is None or held.part != part:
                     held = _Held(part=part, low=first, high=first, table=None)
                 held.advance(file.handle, first, first + num_groups)
-                start = offset - int(file.group_starts[first])
+                start = offset - file.group_starts[first]
             assert held.table is not None
             yield latent, *_slice(held.table, start, count)
 
@@ -354,7 +359,7 @@ class CoderReader:
 
 @dataclass(frozen=True)
 class _Group:
-    """A row group, decoded."""
+    """A row group, decoded; or its beginning."""
 
     part: int
     group: int
@@ -362,6 +367,12 @@ class _Group:
     """Its first row in the part."""
     positions: np.ndarray
     values: np.ndarray
+    is_whole: bool
+
+    @property
+    def stop(self) -> int:
+        """The part's row after the last that is decoded."""
+        return self.start + len(self.positions)
 
 
 @dataclass(kw_only=True)
@@ -461,8 +472,8 @@ def _ragged(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
 @dataclass(frozen=True, kw_only=True)
 class _OpenFile:
     handle: Any
-    group_starts: np.ndarray
-    """int64, first row of each row group."""
+    group_starts: list[int]
+    """First row of each row group, and the row after the last."""
 
 
 class _FilePool:
@@ -487,13 +498,24 @@ class _FilePool:
                 raise
             self._give(path, file)
 
-    def read(self, path: Path, groups: list[int], schema: pa.Schema) -> tuple[pa.Table, np.ndarray]:
-        """Return the positions and activations of row groups, and the first row of each row group of the file."""
+    def read(
+        self, path: Path, groups: list[int], schema: pa.Schema, *, stop: int | None
+    ) -> tuple[pa.Table | pa.RecordBatch, list[int]]:
+        """Return the positions and activations of row groups, and the first row of each row group of the file.
+
+        With `stop` only those before this row of the file, which is in the one group asked for; at least one in any case.
+        """
         # By hand, not by `open`: half as long, which counts beside a row group.
         file = self._take(path)
         try:
             file = file or _open(path, schema)
-            table = file.handle.read_row_groups(groups, columns=_COLUMNS, use_threads=False)
+            if stop is None:
+                table = file.handle.read_row_groups(groups, columns=_COLUMNS, use_threads=False)
+            else:
+                # Where the file has no such group, pyarrow says so.
+                begin = file.group_starts[groups[0]] if groups[0] < len(file.group_starts) else 0
+                num_rows = max(1, stop - begin)
+                table = next(file.handle.iter_batches(num_rows, groups, _COLUMNS, use_threads=False))
         except BaseException:
             if file is not None:
                 file.handle.close(force=True)
@@ -527,4 +549,4 @@ class _FilePool:
 def _open(path: Path, schema: pa.Schema) -> _OpenFile:
     handle = parquet_file(path, schema)
     rows = [handle.metadata.row_group(group).num_rows for group in range(handle.num_row_groups)]
-    return _OpenFile(handle=handle, group_starts=np.cumsum([0, *rows], dtype=np.int64))
+    return _OpenFile(handle=handle, group_starts=list(accumulate(rows, initial=0)))
