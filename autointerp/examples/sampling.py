@@ -125,21 +125,23 @@ class Choice:
     @cached_property
     def _drawn(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The most rows that will be asked for, strongest first; then the stratum of each, and its number in it by key."""
-        few = self._few_strata()
-        if few is None:
-            place, run, within = _stratified(self._keys.draw.take(self.order), self._sizes)
-            rows = self.order.take(place)
-        else:
-            rows, place, run, within = few
+        rows, place, run, within = self._strata
         share = spread(min(self._most, len(self._strength)), self._parts)
         chosen = (within < share.take(run)).nonzero()[0]
         chosen = chosen.take(place.take(chosen).argsort())
         return rows.take(chosen), run.take(chosen), within.take(chosen)
 
-    def _few_strata(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray] | None:
-        """Return rows in runs of the strata, by smallest key in each; then place in the ranking, stratum, and number in it.
+    @cached_property
+    def _strata(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Rows in runs of the strata, by smallest key in each; then place in the ranking, stratum, and number in it."""
+        few = self._few_strata()
+        if few is not None:
+            return few
+        place, run, within = _stratified(self._keys.draw.take(self.order), self._sizes)
+        return self.order.take(place), place, run, within
 
-        Only the beginning of each stratum, long enough for `most` in all; None where all is sorted as quickly.
+    def _few_strata(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray] | None:
+        """Return the beginning of each stratum, long enough for `most` in all; None where all is sorted as quickly.
 
         Of many windows only those with small keys can be drawn, so that these alone need an order.
         """
