@@ -10,17 +10,20 @@ from typing import Literal
 import numpy as np
 
 from autointerp.digest import hash64, seed_of
-from autointerp.examples.windows import Windows, stable_argsort
+from autointerp.examples.windows import Windows, has_equal, stable_argsort
 
 Sampling = Literal["quantiles", "top", "random", "mix", "importance", "top_importance"]
 
 
+@lru_cache(maxsize=1 << 12)
 def spread(total: int, parts: int) -> np.ndarray:
-    """Return int64 [parts] that sum to `total`: equal, with the remainder spread over the parts.
+    """Return int64 [parts] that sum to `total`: equal, with the remainder spread over the parts. Read-only.
 
     Which parts get one more follows one fixed order (0, 5, 2, 7, 1, ... of 10), so a smaller total never has more in any part.
     """
-    return np.asarray((_turns(parts) < total % parts) + total // parts)
+    result = np.asarray((_turns(parts) < total % parts) + total // parts)
+    result.flags.writeable = False
+    return result
 
 
 @lru_cache
@@ -155,14 +158,14 @@ class Choice:
         if ratio > 0.5:
             return None
         ordered = np.sort(self._keys.order)
-        rows = np.flatnonzero(self._keys.draw < np.uint64(int(ratio * 2**64)))
+        rows = (self._keys.draw < np.uint64(int(ratio * 2**64))).nonzero()[0]
         place = np.searchsorted(ordered, self._keys.order.take(rows))
         run = np.searchsorted(self._ends, place, side="right")
         keys = _stratum_keys(run, self._keys.draw.take(rows))
         order = np.argsort(keys)
         keys = keys.take(order)
         counts = np.bincount(run, minlength=self._parts)
-        if (counts < share).any() or (keys[1:] == keys[:-1]).any() or (ordered[1:] == ordered[:-1]).any():
+        if (counts < share).any() or has_equal(keys) or has_equal(ordered):
             return None
         run = run.take(order)
         return rows.take(order), place.take(order), run, np.arange(len(run)) - (np.cumsum(counts) - counts).take(run)
