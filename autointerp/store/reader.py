@@ -237,6 +237,8 @@ class CoderReader:
         self._latents: dict[str, np.ndarray] | None = None
         self._parts = [store.path / activations_part(name, part) for part in range(self._extent.num_parts)]
         self._recent: tuple[_Group, ...] = ()
+        self._lone: tuple[int, int] | None = None
+        """Part and number of the row group read last, of which only the beginning may have been decoded."""
         self._places: np.ndarray | None = None
 
     @property
@@ -279,19 +281,22 @@ class CoderReader:
         if not count:
             return np.zeros(0, np.int64), np.zeros(0, np.float32)
         # Latents of one row group are asked for one after the other more often than not.
-        recent = next((group for group in self._recent if group.group == first and group.part == part), None)
-        held = recent if recent is not None and (recent.is_whole or offset + count <= recent.stop) else None
+        held = next((group for group in self._recent if group.group == first and group.part == part), None)
         missing = list(range(first + (held is not None), first + num_groups))
         if missing:
-            # Of one not asked for lately only what is needed: to decode the rest takes a tenth of the time of a choice.
-            stop = offset + count if recent is None and num_groups == 1 else None
+            # Of a group asked for once the rest is neither decoded nor kept: that takes a tenth of the time of a choice.
+            is_lone = held is None and num_groups == 1 and self._lone != (part, first)
+            self._lone = (part, first)
+            stop = offset + count if is_lone else None
             table, starts = self._files.read(self._parts[part], missing, self._schema, stop=stop)
             begin, last = starts[missing[0]], starts[missing[-1]]
             positions, values = numbers(table.column(0)), numbers(table.column(1))
-            # Copies: a view would keep all the groups before in memory.
-            own = (positions, values) if last == begin else (positions[last - begin :].copy(), values[last - begin :].copy())
-            group = _Group(part, missing[-1], last, *own, is_whole=stop is None)
-            self._recent = (group, *self._recent[: MAX_RECENT_GROUPS - 1])
+            if not is_lone:
+                own = positions, values
+                if last != begin:
+                    # Copies: a view would keep all the groups before in memory.
+                    own = positions[last - begin :].copy(), values[last - begin :].copy()
+                self._recent = (_Group(part, missing[-1], last, *own), *self._recent[: MAX_RECENT_GROUPS - 1])
             if held is not None:
                 begin = held.start
                 positions, values = np.concatenate([held.positions, positions]), np.concatenate([held.values, values])
@@ -359,7 +364,7 @@ class CoderReader:
 
 @dataclass(frozen=True)
 class _Group:
-    """A row group, decoded; or its beginning."""
+    """A row group, decoded."""
 
     part: int
     group: int
@@ -367,12 +372,6 @@ class _Group:
     """Its first row in the part."""
     positions: np.ndarray
     values: np.ndarray
-    is_whole: bool
-
-    @property
-    def stop(self) -> int:
-        """The part's row after the last that is decoded."""
-        return self.start + len(self.positions)
 
 
 @dataclass(kw_only=True)
