@@ -130,8 +130,9 @@ class WindowGrid:
             return np.full(len(positions), -1, np.int64)
         # From the windows that start at or before the position's block, at most one on: no binary search.
         index: np.ndarray = self.windows_before.take(positions >> self.block_bits, mode="clip").astype(np.int64)
-        index += self._start_after.take(index) <= positions
-        index -= 1
+        # Of the last block: no window starts after it.
+        np.minimum(index, len(self) - 1, out=index)
+        index -= self.start.take(index) > positions
         if self._is_gapless and positions.min() >= self.start[0] and positions.max() < self._stop[-1]:
             return index
         index[self._stop.take(index, mode="clip") <= positions] = -1
@@ -152,9 +153,6 @@ class WindowGrid:
         """uint64 [G], ``text[by_text]``."""
         return np.asarray(self.text[self.by_text])
 
-    @cached_property
-    def _start_after(self) -> np.ndarray:
-        return np.append(self.start, np.iinfo(np.int64).max)
 
     @cached_property
     def _stop(self) -> np.ndarray:
