@@ -153,7 +153,6 @@ class WindowGrid:
         """uint64 [G], ``text[by_text]``."""
         return np.asarray(self.text[self.by_text])
 
-
     @cached_property
     def _stop(self) -> np.ndarray:
         return np.asarray(self.start + self.length)
@@ -246,7 +245,7 @@ def stable_argsort(keys: np.ndarray) -> np.ndarray:
 def has_equal(ordered: np.ndarray) -> bool:
     """Return whether any number of a sorted array comes twice."""
     # Not `any`, which takes a microsecond more: this is asked several times for each latent.
-    return np.count_nonzero(ordered[1:] == ordered[:-1]) > 0
+    return bool(np.count_nonzero(ordered[1:] == ordered[:-1]))
 
 
 def cut_tokens(tokens: np.ndarray, start: np.ndarray, length: np.ndarray, *, width: int) -> np.ndarray:

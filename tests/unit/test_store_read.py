@@ -4,6 +4,7 @@ import shutil
 import threading
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from small_store import rewrite_manifest
@@ -241,3 +242,49 @@ def test_latents_in_order_decode_no_row_group_twice(original, monkeypatch, way):
     for latent, positions, values in swept:
         np.testing.assert_array_equal(positions, expected[latent][0])
         np.testing.assert_array_equal(values, expected[latent][1])
+
+
+def test_latents_in_no_order_decode_what_they_need(original, monkeypatch):
+    asked, read = [], pq.ParquetFile.iter_batches
+
+    def counted(file, num_rows, groups, columns, **kwargs):
+        asked.append((groups, num_rows))
+        return read(file, num_rows, groups, columns, **kwargs)
+
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", counted)
+    reader = open_store(original).coder("sae")
+    expected = {latent: (positions, values) for latent, positions, values in reader.sweep()}
+    columns = reader.latents
+    # Row groups hold 100 rows here.
+    ends = columns["row_offset"] - 100 * columns["row_group"] + columns["count"]
+    before, num_lone = None, 0
+    for latent in [*np.random.default_rng(1).permutation(list(expected)).tolist() * 3, *expected]:
+        asked.clear()
+        place = columns["part"][latent], columns["row_group"][latent]
+        for found, wanted in zip(reader.activations(latent), expected[latent], strict=True):
+            np.testing.assert_array_equal(found, wanted)
+        assert asked in ([], [([place[1]], ends[latent])])
+        # Whoever asks for the group again is likely to go on.
+        assert not (asked and place == before)
+        before, num_lone = place, num_lone + len(asked)
+    assert num_lone > WIDTH // 2
+
+
+@pytest.mark.parametrize(
+    ("column", "change", "sentence"),
+    [
+        ("row_group", 10**6, "part-00000.parquet cannot be read"),
+        ("row_offset", 10**6, "does not belong to .*latents.parquet"),
+        ("row_offset", -(10**6), "does not belong to .*latents.parquet"),
+    ],
+)
+def test_latents_that_lie_elsewhere(path, column, change, sentence):
+    file = path / "coders" / "coder=sae" / "latents.parquet"
+    table = pq.ParquetFile(file).read()
+    index = table.column_names.index(column)
+    moved = pa.array(table[column].to_numpy() + change, table.schema.field(index).type)
+    pq.write_table(table.set_column(index, table.schema.field(index), moved), file)
+    reader = open_store(path).coder("sae")
+    for _ in range(2):
+        with pytest.raises(StoreError, match=sentence):
+            reader.activations(int(np.flatnonzero(reader.latents["count"])[0]))
