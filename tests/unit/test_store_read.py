@@ -267,7 +267,7 @@ def test_latents_in_no_order_decode_what_they_need(original, monkeypatch):
         # Whoever asks for the group again is likely to go on.
         assert not (asked and place == before)
         before, num_lone = place, num_lone + len(asked)
-    assert num_lone > WIDTH // 2
+    assert num_lone > 10
 
 
 @pytest.mark.parametrize(
