@@ -237,18 +237,19 @@ def per_record(figures: dict[str, Any], clock: str = "cpu") -> float:
 Found = dict[str, list[dict[str, Any]]]
 
 
-def compare(environment: Environment, path: Path, exported: Path, *, records: int, latents: int, rounds: int) -> list[str]:
+def compare(
+    environment: Environment, path: Path, exported: Path, *, latents: int, records: int, rounds: int, delphi_rounds: int
+) -> list[str]:
     """Measure delphi, ours and the floor on one store in interleaved rounds; return their table."""
     if not (exported / "words.json").exists():
         environment.export(path, "sae", exported, splits=[SPLIT])
         environment.run("reading", "--child", "flatten", path, exported)
-    store = open_store(path)
-    counts = store.coder("sae").latents["count"]
+    counts = open_store(path).coder("sae").latents["count"]
     found: Found = {}
     failed = ""
     yielded: list[int] = []
     for number in range(rounds):
-        if not failed and (number == 0 or store.num_tokens < LARGE * 0.99):
+        if not failed and number < delphi_rounds:
             try:
                 found.setdefault("delphi", []).append(figures := measure(environment, "delphi", path, records, exported))
                 first, *others = figures["latents"]
@@ -341,9 +342,16 @@ def main() -> None:
                     rows.append(f"| {tokens:,} | {width} | {cells} |")
                     print(rows[-1], file=sys.stderr, flush=True)
                 if args.python:
-                    records = 20 if tokens >= LARGE else 60
-                    exported = folder / f"exported-{width}-{tokens}"
-                    table = compare(environment, path, exported, records=records, latents=args.latents, rounds=args.rounds)
+                    records, delphi_rounds = (20, 1) if tokens >= LARGE else (60, args.rounds)
+                    table = compare(
+                        environment,
+                        path,
+                        folder / f"exported-{width}-{tokens}",
+                        latents=args.latents,
+                        records=records,
+                        rounds=args.rounds,
+                        delphi_rounds=delphi_rounds,
+                    )
                     tables += ["", f"## {tokens:,} tokens, width {width}, beside delphi 0.1.3", "", *table]
                     print("\n".join(table), file=sys.stderr, flush=True)
     paragraphs = __doc__.split("\n\n")[1 : 3 if args.python else 2]
