@@ -5,7 +5,7 @@ power law. Real activations are more clustered, so they have fewer distinct pair
 that sets of positions give.
 
 With ``--python ENV`` delphi 0.1.3 computes its own from the same activations in the same run, written in its format (all splits, see
-`incumbent`), as its command line does: 250 neighbours, saved as JSON. It moves a matrix to a GPU, which is patched to do nothing.
+`incumbent`), as its command line does: 250 neighbours, saved as JSON. Its similarities are compared with ours. It moves a matrix to a GPU, which is patched to do nothing.
 All run in that environment on one thread, each in a fresh process; rounds are interleaved and ratios are medians of those within one.
 """
 
@@ -28,6 +28,7 @@ from benchmarks.reporting import write_report
 CTX_LEN = 256
 CHECKED = 1000
 GOALS = ((16_384, 98_304, 32, "at most 4 CPU-s, 0.5 GB"), (131_072, 1_000_000, 50, "under 4 GB, counts exact"))
+TABLE = "coders/coder=sae/neighbours-cooccurrence.parquet"
 DENSE_LIMIT_BYTES = 16 << 30
 """delphi is left out where its matrix of counts, 8 bytes for each pair of latents, takes more by itself."""
 
@@ -116,7 +117,7 @@ def check_counts(path: Path, *, num: int) -> int:
             has = low + offset < high
             np.add.at(both, (rows[low[has] + offset], latents[has]), 1)
     counts = reader.latents["count"]
-    file = pq.ParquetFile(path / "coders/coder=sae/neighbours-cooccurrence.parquet")
+    file = pq.ParquetFile(path / TABLE)
     ends = np.cumsum([file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)])
     right = 0
     for row, latent in enumerate(chosen.tolist()):
@@ -150,6 +151,21 @@ def row(kind: str, found: dict[str, list[dict]]) -> str:
     return " | ".join(cells)
 
 
+def check_delphi(path: Path, exported: Path, *, num: int) -> int:
+    """Return how many of the first `num` latents have the same similarities, in order, in delphi's lists and in ours."""
+    import pyarrow.parquet as pq
+
+    theirs = json.loads((exported / "sae-co-occurrence.json").read_text())
+    table = next(pq.ParquetFile(path / TABLE).iter_batches(num, columns=["latent", "similarities"])).to_pylist()
+    right = 0
+    for ours in table:
+        similarities = [similarity for similarity, _ in theirs[str(ours["latent"])]]
+        # Where fewer latents fire together with it, delphi fills its list up with zeros.
+        own = ours["similarities"] + [0.0] * (len(similarities) - len(ours["similarities"]))
+        right += np.allclose(own, similarities, rtol=1e-6, atol=0)
+    return right
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=len(GOALS), help="how many of the sizes to measure, from the smallest")
@@ -165,7 +181,7 @@ def main() -> None:
         return
     lines = [
         "| width | tokens | active per token | | CPU-s, imports apart | CPU-s, whole process | peak resident MB "
-        "| incumbent's CPU-s over it | incumbent's peak over it | counts right | goal |",
+        "| incumbent's CPU-s over it | incumbent's peak over it | right | goal |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     notes = []
@@ -186,15 +202,17 @@ def main() -> None:
                     f"{dense / 1e9:.0f} GB."
                 )
             found = compare(environment, path, exported, repeats=args.repeats, with_delphi=with_delphi)
-            right = check_counts(path, num=CHECKED)
+            right = {"ours": check_counts(path, num=CHECKED)}
+            if with_delphi:
+                right["delphi"] = check_delphi(path, exported, num=CHECKED)
             for kind in found:
-                ends = f"{right} of {CHECKED} | {goal}" if kind == "ours" else "- | -"
+                ends = f"{right[kind]:,} of {CHECKED:,} | {goal if kind == 'ours' else '-'}"
                 lines.append(f"| {width:,} | {num_tokens:,} | {l0} | {kind} | {row(kind, found)} | {ends} |")
                 print(lines[-1], flush=True)
     load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
     lines += [
         "",
-        "Top 250 by Jaccard similarity, exact. Synthetic activations (see the script). CPU seconds are user and system, reading and writing",
+        "Top 250 by Jaccard similarity, exact; right: counts as sets give them, for delphi similarities as ours. Synthetic activations (see the script). CPU seconds are user and system, reading and writing",
         "included, with and without the start and the imports of the process; one thread (OMP_NUM_THREADS=1); ratios are of those",
         f"without. Load averages at the end: {load} on {os.cpu_count()} cores; a busy machine shares its cores between threads, which makes",
         "CPU seconds larger too.",

@@ -10,7 +10,8 @@ With ``--python ENV`` delphi 0.1.3 reads the same activations in the same run, f
 latents, all tokens; see `incumbent`): records of 40 to explain, 50 to score and 50 random negatives by its default samplers, of
 latents with 200 activating windows of 32 tokens or more, as it meets them; those it rejects on the way cost it time too. Ours at
 the same work: 40 + 50 + 50 windows and no others, with the string of every token, as delphi's records have them; for live latents
-drawn uniformly, and for those that delphi yielded, in random order. The floor does that with plain numpy on two sorted arrays of
+drawn uniformly, and for those that delphi yielded, in random order (they lie close together, so that some share a row group). The
+first record counts from opening on, vocabulary or tokenizer included. The floor does that with plain numpy on two sorted arrays of
 positions and values: windows found by division, strata of equal rank, silent windows without repeats, strings from a table. All
 run in that environment on one thread, each in a fresh process, with a warm page cache; rounds are interleaved and ratios, of CPU
 time per record after the first (those of latents with too few examples included), are medians of those within a round.
