@@ -334,6 +334,8 @@ def main() -> None:
         kinds = tuple(kind for kind in args.kinds if kind not in left_out and not (args.no_delphi and kind == "delphi"))
         lines = [" ".join(__doc__.split("\n\n")[1].split())]
         with tempfile.TemporaryDirectory() as name:
+            if "delphi" in kinds:
+                lines += ["", f"Environment: {Environment(args.python, Path(name)).versions()}."]
             runner = Runner(args.python, Path(name), setup)
             for case in args.cases:
                 lines += ["", *case_table(runner, case, args.rounds, args.tokens or CASES[case].tokens, kinds)]

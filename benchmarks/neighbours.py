@@ -187,6 +187,8 @@ def main() -> None:
     notes = []
     with tempfile.TemporaryDirectory() as temporary:
         environment = Environment(args.python or sys.executable, Path(temporary))
+        if args.python:
+            notes.append(f"Environment: {environment.versions()}.")
         for width, num_tokens, l0, goal in GOALS[: args.rows]:
             path = (args.stores or Path(temporary)) / f"store-{width}-{num_tokens}-{l0}"
             if not (path / "manifest.json").exists():

@@ -252,7 +252,8 @@ def compare(
     for number in range(rounds):
         if not failed and number < delphi_rounds:
             try:
-                found.setdefault("delphi", []).append(figures := measure(environment, "delphi", path, records, exported))
+                figures = measure(environment, "delphi", path, records, exported)
+                found.setdefault("delphi", []).append(figures)
                 first, *others = figures["latents"]
                 yielded = [first, *np.random.default_rng(0).permutation(others).tolist()]
             except ChildFailed as error:
@@ -327,9 +328,12 @@ def main() -> None:
             child(kind, Path(path), Path(exported), json.loads(wanted[0]))
         return
     rows, tables = [], []
+    versions = ""
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.stores or Path(temporary)
         environment = Environment(args.python or sys.executable, Path(temporary))
+        if args.python:
+            versions = f"Environment: {environment.versions()}. "
         for width in args.widths:
             for tokens in args.tokens:
                 path = folder / f"store-{width}-{tokens}"
@@ -357,7 +361,7 @@ def main() -> None:
                     print("\n".join(table), file=sys.stderr, flush=True)
     paragraphs = __doc__.split("\n\n")[1 : 3 if args.python else 2]
     lines = [line for paragraph in paragraphs for line in (" ".join(paragraph.split()), "")]
-    lines += [f"Load average at the end: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores.", ""]
+    lines += [f"{versions}Load average at the end: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores.", ""]
     lines += [
         "| tokens | width | page cache | latents | CPU ms, median / p95 | wall ms, median / p95 | first latent, CPU / wall s "
         "| where `derived/` was removed, CPU / wall s |",
