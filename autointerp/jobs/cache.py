@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from importlib.metadata import version
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -213,6 +213,8 @@ class _Job:
         self._batch_tokens = config.batch_tokens or (2048 if self._subject.device.type == "cpu" else 8192)
         self._is_corpus_checked = False
         self._first: list[Context] = []
+        self._begun: Iterator[Context] | None = None
+        """The corpus behind the first contexts, until somebody reads on."""
         self._float32: set[str] = set()
         """Coders whose values are known to leave the normal range of float16."""
 
@@ -293,7 +295,8 @@ class _Job:
         self._readings |= {coder.name: reading_of(coder, self._subject) for coder in coders}
         self._records = {name: record_of(reading, self._subject) for name, reading in self._readings.items()}
         if not self._first:
-            self._first = list(islice(self._corpus.contexts(), CONTROL_CONTEXTS if self._all_controls else _PROBE_CONTEXTS))
+            self._begun = self._corpus.contexts()
+            self._first = list(islice(self._begun, CONTROL_CONTEXTS if self._all_controls else _PROBE_CONTEXTS))
         maker = ControlMaker(self._subject, seed=self._config.control_seed, contexts=self._first, recorder=self._recorder)
         sources = {coder.name: coder.source for coder in coders}
         for control in self._all_controls:
@@ -305,6 +308,11 @@ class _Job:
             self._records[control.name] = record_of(made, self._subject, control_of=control.of)
         recorder = self._recorder(self._readings)
         return recorder, self._expected_l0(recorder, self._first[:_PROBE_CONTEXTS])
+
+    def _contexts(self) -> Iterator[Context]:
+        """Return the corpus from its beginning; where it was opened for a look, its first documents are not tokenised again."""
+        begun, self._begun = self._begun, None
+        return self._corpus.contexts() if begun is None else chain(self._first, begun)
 
     def _run_pass(
         self, path: Path, coders: Sequence[CoderConfig], l0_of_all: Mapping[str, float], *, is_growing: bool = False
@@ -335,7 +343,7 @@ class _Job:
             is_growing=is_growing,
             worker=self._worker,
         ) as writer:
-            contexts = self._corpus.contexts()
+            contexts = self._contexts()
             if writer.is_finished and is_growing:
                 return
             if writer.is_finished:
@@ -571,10 +579,11 @@ class _Job:
             reader = store.coder(name)
             count = reader.latents["count"]
             live, l0 = int((count > 0).sum()), float(count.sum()) / store.num_tokens
+            # A GPU's work is only queued by whoever times it.
+            encoding = f", {recorder.seconds[name]:.1f} s encoding" if self._subject.device.type == "cpu" else ""
             logger.info(
-                "%s: %d tokens, L0 %.1f, %d of %d latents live, %.1f s encoding",
-                name, store.num_tokens, l0, live, reader.width, recorder.seconds[name],
-            )  # fmt: skip
+                "%s: %d tokens, L0 %.1f, %d of %d latents live%s", name, store.num_tokens, l0, live, reader.width, encoding
+            )
             if self._records[name].control_of is not None:
                 continue
             hookpoint = self._readings[name].hookpoint
