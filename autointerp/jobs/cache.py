@@ -22,14 +22,13 @@ from pydantic import ByteSize, Field, field_validator
 from autointerp import __version__
 from autointerp.config import RUNTIME, Config
 from autointerp.errors import ConfigError, InputError, Interrupted
-from autointerp.examples.selection import SelectionConfig
-from autointerp.examples.windows import BYTES_PER_POSITION, open_grid
 from autointerp.jobs.ahead import ahead
 from autointerp.jobs.coder_checks import absurd
 from autointerp.jobs.controls import parse_controls
 from autointerp.jobs.readings import CONTROL_CONTEXTS, CoderConfig, ControlMaker, reading_of, record_of
 from autointerp.jobs.signals import StopFlag, listening
 from autointerp.jobs.store_checks import check_corpus_of_unfinished, check_not_imported, coders_there, recorded_k, will_grow
+from autointerp.jobs.tables import build_windows
 from autointerp.jobs.token_progress import TokenProgress
 from autointerp.store.corpus import tokens_digest
 from autointerp.store.disk import DiskPlan, check_disk, plan_disk, size_text
@@ -364,7 +363,7 @@ class _Job:
                 return
             writer.finish(lambda: self._check_stop(writer))
         if writer.path == path:
-            self._prepare_windows(path)
+            build_windows(open_store(path), memory_budget_bytes=int(self._config.memory_budget))
             self._summarise(path, recorder, wanted)
 
     def _say_what_is_missing(self, writer: StoreWriter, worker: Worker) -> None:
@@ -561,15 +560,6 @@ class _Job:
         logger.info("comparing the corpus with the one in %s", self._config.out)
         wanted = self._identity().model_copy(update={"tokens_digest": tokens_digest(c.tokens for c in contexts).value()})
         check_identity(manifest.identity, wanted, where=self._config.out)
-
-    def _prepare_windows(self, path: Path) -> None:
-        """Cut the corpus into the windows that explain and score use by default, so that their first latent need not wait.
-
-        Not where the arrays exceed the memory budget: these stages make them themselves.
-        """
-        store, usual = open_store(path), SelectionConfig()
-        if store.keeps_derived and store.num_positions * BYTES_PER_POSITION <= int(self._config.memory_budget):
-            open_grid(store, window=usual.window, min_window=usual.min_window)
 
     def _summarise(self, path: Path, recorder: Recorder, names: list[str]) -> None:
         """Log what was recorded, and warn where a coder hardly fits what it read."""
