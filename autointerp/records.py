@@ -110,6 +110,10 @@ class Examples:
         )
 
 
+_NO_EXAMPLES = Examples.empty(0)
+"""Shared: an array without items cannot be written to."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class LatentExamples:
     """All that explainers and scorers may see of one latent; pools are disjoint as `disjoint` says."""
@@ -135,9 +139,9 @@ class LatentExamples:
     """Score pool, activating (50 by default), stratified by quantile."""
     negatives: Examples
     """Score pool, silent (50 by default), every row with its source."""
-    validate_positives: Examples = field(default_factory=lambda: Examples.empty(0))
+    validate_positives: Examples = _NO_EXAMPLES
     """Validate pool, activating, stratified by quantile; empty but for explainers that choose between candidates."""
-    validate_negatives: Examples = field(default_factory=lambda: Examples.empty(0))
+    validate_negatives: Examples = _NO_EXAMPLES
     """Validate pool, silent; as above."""
     negative_sources: tuple[str, ...] = ()
     """Sources of `negatives` that were asked for, whether or not the latent has windows of them; empty where nobody says."""

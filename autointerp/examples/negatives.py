@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
+from itertools import accumulate, pairwise
 
 import numpy as np
 
 from autointerp.digest import hash64, seed_of
 from autointerp.errors import ConfigError, nearest
-from autointerp.examples.pools import NO_POOL, LatentPools
+from autointerp.examples.pools import LatentPools
 from autointerp.examples.windows import Corpus, WindowGrid, cut_tokens
 from autointerp.records import NeighbourKind, Source
 
@@ -144,19 +145,18 @@ def draw_random(windows: SilentWindows, wanted: Sequence[tuple[int, str, int]]) 
     """
     grid, fires = windows.grid, windows.fires
     seeds = [seed_of(name, windows.seed, pool) for pool, name, _ in wanted]
-    admitted = []
     if len(grid) > _MAX_PROBES:
-        sizes, steps = _steps(tuple(count for _, _, count in wanted))
+        sizes, steps, pool_of = _steps(tuple((pool, count) for pool, _, count in wanted))
         probed = (hash64(np.array(seeds, np.uint64).repeat(sizes), steps) % np.uint64(len(grid))).astype(np.int64)
-        pools = windows.pools.of_grid(probed)
-        pools[fires.take(probed)] = NO_POOL
-        low = 0
-        for (pool, _, _), size in zip(wanted, sizes, strict=True):
-            admitted.append(probed[low : low + size][pools[low : low + size] == pool])
-            low += size
+        belongs = windows.pools.of_grid(probed) == pool_of
+        belongs &= ~fires.take(probed)
+        where = belongs.nonzero()[0]
+        rows, ends = probed.take(where), where.searchsorted(list(accumulate(sizes)))
+        admitted = [rows[low:high] for low, high in pairwise([0, *ends.tolist()])]
     else:
         silent = (~fires).nonzero()[0]
         pools, start = windows.pools.of_grid(silent), grid.start.take(silent)
+        admitted = []
         for (pool, _, _), seed in zip(wanted, seeds, strict=True):
             mine = (pools == pool).nonzero()[0]
             admitted.append(silent.take(mine.take(hash64(seed, start.take(mine)).argsort())))
@@ -170,10 +170,10 @@ def draw_random(windows: SilentWindows, wanted: Sequence[tuple[int, str, int]]) 
 
 
 @lru_cache
-def _steps(counts: tuple[int, ...]) -> tuple[list[int], np.ndarray]:
-    """Return how many probes to make for each count, nearly always enough, and their numbers."""
-    sizes = [min(_MAX_PROBES, 3 * count + 4 * _SPARE) for count in counts]
-    return sizes, np.concatenate([np.arange(size) for size in sizes])
+def _steps(wanted: tuple[tuple[int, int], ...]) -> tuple[list[int], np.ndarray, np.ndarray]:
+    """Return how many probes to make for each (pool, count), nearly always enough; and of every probe its number and pool."""
+    sizes = [min(_MAX_PROBES, 3 * count + 4 * _SPARE) for _, count in wanted]
+    return sizes, np.concatenate([np.arange(size) for size in sizes]), np.array([pool for pool, _ in wanted], np.int8).repeat(sizes)
 
 
 def _same_token(windows: SilentWindows) -> Iterator[np.ndarray]:

@@ -48,7 +48,9 @@ def choose_unit(documents: np.ndarray, *, min_documents: int) -> Unit:
 
 def uniform(seed: int, values: np.ndarray) -> np.ndarray:
     """Return a float64 in [0, 1) for each integer."""
-    return np.asarray((hash64(seed, values) >> np.uint64(11)) * 2.0**-53)
+    numbers = hash64(seed, values)
+    numbers >>= np.uint64(11)
+    return np.asarray(numbers * 2.0**-53)
 
 
 class LatentPools:
@@ -78,7 +80,7 @@ class LatentPools:
             self.has_repeats = bool(self.is_repeated.any())
         else:
             self.is_repeated = grid.num_same.take(rows) > 1
-            self.has_repeats = bool(self.is_repeated.any())
+            self.has_repeats = np.count_nonzero(self.is_repeated) > 0
             self._smallest = self._smallest_of(rows, self._own) if self.has_repeats else self._own
         self.num_distinct = self._distinct(np.ones(len(active), bool)) if self.has_repeats else len(active)
         """Distinct texts of candidates, whatever their pool."""
@@ -90,6 +92,10 @@ class LatentPools:
     """Whether any text is repeated."""
     is_repeated: np.ndarray
     """bool [E]; where False, no other candidate has the same text."""
+
+    def members(self, pool: int) -> np.ndarray:
+        """Return the rows of the pool's candidates."""
+        return np.asarray((self.active_pool == pool).nonzero()[0])
 
     def of_grid(self, rows: np.ndarray) -> np.ndarray:
         """Return the int8 pool of windows of the grid, `NO_POOL` where the text belongs to an earlier pool."""

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 from autointerp.digest import hash64, seed_of
-from autointerp.examples.windows import Windows, stable_argsort
+from autointerp.examples.windows import Windows, has_equal, stable_argsort
 
 Sampling = Literal["quantiles", "top", "random", "mix", "importance", "top_importance"]
 
@@ -21,21 +21,23 @@ def spread(total: int, parts: int) -> np.ndarray:
 
     Which parts get one more follows one fixed order (0, 5, 2, 7, 1, ... of 10), so a smaller total never has more in any part.
     """
-    result = np.full(parts, total // parts, np.int64)
-    result[list(_favoured(parts)[: total % parts])] += 1
+    result = np.asarray((_turns(parts) < total % parts) + total // parts)
     result.flags.writeable = False
     return result
 
 
 @lru_cache
-def _favoured(parts: int) -> tuple[int, ...]:
+def _turns(parts: int) -> np.ndarray:
+    """Return int64 [parts]: which turn each part has to get one more."""
     # Van der Corput order: every prefix is spread about evenly.
     order: dict[int, None] = {}
     fractions = [0.0]
     while len(order) < parts:
         order.update((int(f * parts), None) for f in fractions)
         fractions += [f + 0.5 / len(fractions) for f in fractions]
-    return tuple(order)
+    turns = np.empty(parts, np.int64)
+    turns[list(order)] = np.arange(parts)
+    return turns
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +63,7 @@ def keys_of(windows: Windows, *, seed: int) -> Keys:
 
 def _order_keys(strength: np.ndarray, ties: np.ndarray) -> np.ndarray:
     # One key and one sort: the bits of a positive float32 are ordered as the float is.
-    weakness = (~strength.astype(np.float32).view(np.uint32)).astype(np.uint64)
+    weakness = (~strength.astype(np.float32, copy=False).view(np.uint32)).astype(np.uint64)
     weakness <<= np.uint64(32)
     return np.asarray(weakness | (ties >> np.uint64(32)))
 
@@ -81,7 +83,6 @@ class Choice:
         """`most` is the greatest count that will be asked for."""
         self._strength, self._keys, self._parts, self._most = strength, keys, parts, most
         self._sizes = spread(len(strength), parts)
-        self._ends = self._sizes.cumsum()
 
     def take(self, count: int, how: Sampling = "quantiles", *, ratio_top: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
         """Return `count` rows (all where there are fewer), strongest first, and the int16 quantile of each, 0 the strongest.
@@ -92,10 +93,11 @@ class Choice:
         num = len(self._strength)
         count = min(count, num)
         if how == "quantiles":
-            rows, place, run, within = self._strata
-            chosen = (within < spread(count, self._parts).take(run)).nonzero()[0]
-            chosen = chosen.take(place.take(chosen).argsort())
-            return rows.take(chosen), run.take(chosen).astype(np.int16)
+            rows, run, within = self._drawn
+            if count < len(rows):
+                chosen = (within < spread(count, self._parts).take(run)).nonzero()[0]
+                rows, run = rows.take(chosen), run.take(chosen)
+            return rows, run.astype(np.int16)
         keys = self._keys.draw[self.order]
         if how == "top":
             taken = np.arange(count)
@@ -118,6 +120,19 @@ class Choice:
     def order(self) -> np.ndarray:
         """int64, the rows from the strongest to the weakest."""
         return stable_argsort(self._keys.order)
+
+    @cached_property
+    def _ends(self) -> np.ndarray:
+        return self._sizes.cumsum()
+
+    @cached_property
+    def _drawn(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The most rows that will be asked for, strongest first; then the stratum of each, and its number in it by key."""
+        rows, place, run, within = self._strata
+        share = spread(min(self._most, len(self._strength)), self._parts)
+        chosen = (within < share.take(run)).nonzero()[0]
+        chosen = chosen.take(place.take(chosen).argsort())
+        return rows.take(chosen), run.take(chosen), within.take(chosen)
 
     @cached_property
     def _strata(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -143,14 +158,14 @@ class Choice:
         if ratio > 0.5:
             return None
         ordered = np.sort(self._keys.order)
-        rows = np.flatnonzero(self._keys.draw < np.uint64(int(ratio * 2**64)))
+        rows = (self._keys.draw < np.uint64(int(ratio * 2**64))).nonzero()[0]
         place = np.searchsorted(ordered, self._keys.order.take(rows))
         run = np.searchsorted(self._ends, place, side="right")
         keys = _stratum_keys(run, self._keys.draw.take(rows))
         order = np.argsort(keys)
         keys = keys.take(order)
         counts = np.bincount(run, minlength=self._parts)
-        if (counts < share).any() or (keys[1:] == keys[:-1]).any() or (ordered[1:] == ordered[:-1]).any():
+        if (counts < share).any() or has_equal(keys) or has_equal(ordered):
             return None
         run = run.take(order)
         return rows.take(order), place.take(order), run, np.arange(len(run)) - (np.cumsum(counts) - counts).take(run)

@@ -240,7 +240,7 @@ class Selector:
             status=status,
             disjoint=fired.pools.unit,
             density=float(reader.latents["density"][latent]),
-            max_activation=float(fired.active.strength[fired.pools.active_pool == EXPLAIN].max()) if status == "ok" else 0.0,
+            max_activation=float(fired.active.strength.take(fired.pools.members(EXPLAIN)).max()) if status == "ok" else 0.0,
             negative_sources=config.negative_sources,
             **blocks,
         )
@@ -288,7 +288,7 @@ class Selector:
                 "negatives": (taken, labels),
             },
         )
-        if any(lender is not None for lender in lenders):
+        if lenders.count(None) < len(lenders):
             _lend(blocks["negatives"], lenders, reader)
         return blocks
 
@@ -420,15 +420,15 @@ def _cut(
         sources[name] = sources.get(name, []) + labels
     blocks, low = {}, 0
     for name, labels in sources.items():
-        # Copies: who keeps one block must not keep all of them in memory.
+        # Copies of what is large: who keeps one block must not keep all of them in memory.
         rows = slice(low, low + len(labels))
         blocks[name] = Examples(
             tokens=tokens[rows].copy(),
             activations=activations[rows].copy(),
-            lengths=length[rows].copy(),
-            positions=start[rows].copy(),
-            documents=document[rows].copy(),
-            quantiles=quantiles[rows].copy(),
+            lengths=length[rows],
+            positions=start[rows],
+            documents=document[rows],
+            quantiles=quantiles[rows],
             sources=tuple(labels),
         )
         low = rows.stop
@@ -446,9 +446,9 @@ def _lend(negatives: Examples, lenders: Sequence[int | None], reader: CoderActiv
 
 def _candidates(fired: _Fired, pool: int, *, seed: int) -> np.ndarray:
     """Return the rows of the pool's candidates, one for each normalised text: the one that a seeded hash puts first."""
-    active, mine = fired.active, fired.pools.active_pool == pool
     if not fired.pools.has_repeats:
-        return np.flatnonzero(mine)
+        return fired.pools.members(pool)
+    active, mine = fired.active, fired.pools.active_pool == pool
     repeated = fired.pools.is_repeated
     rows = np.flatnonzero(mine & repeated)
     texts = active.text[rows]

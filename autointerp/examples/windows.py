@@ -130,8 +130,9 @@ class WindowGrid:
             return np.full(len(positions), -1, np.int64)
         # From the windows that start at or before the position's block, at most one on: no binary search.
         index: np.ndarray = self.windows_before.take(positions >> self.block_bits, mode="clip").astype(np.int64)
-        index += self._start_after.take(index) <= positions
-        index -= 1
+        # Of the last block: no window starts after it.
+        np.minimum(index, len(self) - 1, out=index)
+        index -= self.start.take(index) > positions
         if self._is_gapless and positions.min() >= self.start[0] and positions.max() < self._stop[-1]:
             return index
         index[self._stop.take(index, mode="clip") <= positions] = -1
@@ -152,9 +153,6 @@ class WindowGrid:
         """uint64 [G], ``text[by_text]``."""
         return np.asarray(self.text[self.by_text])
 
-    @cached_property
-    def _start_after(self) -> np.ndarray:
-        return np.append(self.start, np.iinfo(np.int64).max)
 
     @cached_property
     def _stop(self) -> np.ndarray:
@@ -242,8 +240,13 @@ def stable_argsort(keys: np.ndarray) -> np.ndarray:
     """Return what a stable argsort does, in a quarter of its time where no key comes twice."""
     # Distinct keys have one order, whatever the algorithm; numpy sorts them with vector instructions unless asked to be stable.
     order = keys.argsort()
-    ordered = keys.take(order)
-    return np.argsort(keys, kind="stable") if (ordered[1:] == ordered[:-1]).any() else order
+    return np.argsort(keys, kind="stable") if has_equal(keys.take(order)) else order
+
+
+def has_equal(ordered: np.ndarray) -> bool:
+    """Return whether any number of a sorted array comes twice."""
+    # Not `any`, which takes a microsecond more: this is asked several times for each latent.
+    return np.count_nonzero(ordered[1:] == ordered[:-1]) > 0
 
 
 def cut_tokens(tokens: np.ndarray, start: np.ndarray, length: np.ndarray, *, width: int) -> np.ndarray:
@@ -257,7 +260,7 @@ def cut_tokens(tokens: np.ndarray, start: np.ndarray, length: np.ndarray, *, wid
     runs = np.ndarray(last + 1, np.dtype((np.void, 4 * width)), buffer=tokens, strides=(4,))
     block = runs[np.minimum(start, last)].view(np.uint32).reshape(len(start), width)
     is_short = length < width
-    if is_short.any():
+    if np.count_nonzero(is_short):
         for row in np.flatnonzero(start > last).tolist():
             block[row, : length[row]] = tokens[start[row] : start[row] + length[row]]
         short = np.flatnonzero(is_short)
