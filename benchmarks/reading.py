@@ -92,12 +92,9 @@ def ours_same_work(path: Path, exported: Path, wanted: Wanted) -> Iterator[tuple
     vocabulary = store.vocabulary
     for latent in choose(store.coder("sae").latents["count"], wanted):
         found = selector.select("sae", latent)
-        strings = [
-            vocabulary.pieces(tokens[:length])
-            for block in (found.explain, found.positives, found.negatives)
-            for tokens, length in zip(block.tokens, block.lengths, strict=True)
-        ]
-        yield latent, len(strings)
+        blocks = (found.explain, found.positives, found.negatives)
+        strings = [vocabulary.pieces_of(block.tokens, block.lengths) for block in blocks]
+        yield latent, sum(map(len, strings))
 
 
 def delphi(path: Path, exported: Path, wanted: Wanted) -> Iterator[tuple[int, int]]:

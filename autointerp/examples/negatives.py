@@ -173,7 +173,11 @@ def draw_random(windows: SilentWindows, wanted: Sequence[tuple[int, str, int]]) 
 def _steps(wanted: tuple[tuple[int, int], ...]) -> tuple[list[int], np.ndarray, np.ndarray]:
     """Return how many probes to make for each (pool, count), nearly always enough; and of every probe its number and pool."""
     sizes = [min(_MAX_PROBES, 3 * count + 4 * _SPARE) for _, count in wanted]
-    return sizes, np.concatenate([np.arange(size) for size in sizes]), np.array([pool for pool, _ in wanted], np.int8).repeat(sizes)
+    return (
+        sizes,
+        np.concatenate([np.arange(size) for size in sizes]),
+        np.array([pool for pool, _ in wanted], np.int8).repeat(sizes),
+    )
 
 
 def _same_token(windows: SilentWindows) -> Iterator[np.ndarray]:

@@ -80,7 +80,7 @@ class LatentPools:
             self.has_repeats = bool(self.is_repeated.any())
         else:
             self.is_repeated = grid.num_same.take(rows) > 1
-            self.has_repeats = np.count_nonzero(self.is_repeated) > 0
+            self.has_repeats = bool(np.count_nonzero(self.is_repeated))
             self._smallest = self._smallest_of(rows, self._own) if self.has_repeats else self._own
         self.num_distinct = self._distinct(np.ones(len(active), bool)) if self.has_repeats else len(active)
         """Distinct texts of candidates, whatever their pool."""

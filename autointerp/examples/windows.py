@@ -153,7 +153,6 @@ class WindowGrid:
         """uint64 [G], ``text[by_text]``."""
         return np.asarray(self.text[self.by_text])
 
-
     @cached_property
     def _stop(self) -> np.ndarray:
         return np.asarray(self.start + self.length)
