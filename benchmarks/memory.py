@@ -95,10 +95,7 @@ def measure(python: str, tokens: int, budget: str, inputs: list[str], folder: Pa
 def measure_delphi(environment: Environment, inputs: Path, store: Path, tokens: int) -> dict[str, float]:
     """Cache the tokens that a store holds with delphi; return peak MB and seconds."""
     environment.run("memory", "--child", "tokens", store, inputs / "tokens.npy")
-    result = inputs / "delphi.json"
-    environment.run("caching", "--child", "delphi", "--folder", inputs, "--tokens", tokens, "--result", result)
-    figures: dict[str, float] = json.loads(result.read_text())
-    return figures
+    return environment.figures("caching", "--child", "delphi", "--folder", inputs, "--tokens", tokens)
 
 
 def child(kind: str, *arguments: str) -> None:
