@@ -1,11 +1,12 @@
 """Bytes on disk per stored activation, on real text: a whole store, the same activations and tokens as delphi 0.1.3 keeps them, and floors.
 
-The bundled model and both bundled coders (TopK, 24 active of 2560) over the standard library's source, cached by ``autointerp cache``
-as a user would. Every file of the store is counted: also tokens, the tokenizer, statistics of the latents and the manifest.
-``derived/``, which can be deleted at any time, is counted by itself. delphi's files are those of each module in five splits, each
-with all tokens (`incumbent.export_store`); the tokenizer is not among them. With ``--python``, the python of an environment that has
-delphi, it is delphi's own ``LatentCache.save_splits`` that writes them, and tensors are compared with those of the export. Floors
-hold the activations alone, in numpy arrays or parquet files as pyarrow writes them by default with zstd.
+The bundled model and both bundled coders (TopK, 24 active of 2560) over the standard library's source, cached by ``autointerp
+cache`` as a user would. Every file of the store is counted: also tokens, the tokenizer, statistics of the latents and the manifest.
+``derived/``, which can be deleted at any time and which stores below 2^19 tokens do not keep, is counted by itself. delphi's files
+are those of each module in five splits, each with all tokens (`incumbent.export_store`); the tokenizer is not among them. With
+``--python``, the python of an environment that has delphi, it is delphi's own ``LatentCache.save_splits`` that writes them, and
+tensors are compared with those of the export. Floors hold the activations alone, in numpy arrays or parquet files as pyarrow writes
+them by default with zstd.
 """
 
 from __future__ import annotations
