@@ -125,10 +125,11 @@ def measure(tokens: int, python: str | None, folder: Path) -> list[str]:
     delphi, written = size(folder / "delphi" / "latents"), "written by the export"
     tokens_bytes = len(store.coder_names) * NUM_SPLITS * store.num_tokens * 8
     if python is not None:
-        Environment(python, folder).run("disk", "--child", store_path, folder / "own")
+        environment = Environment(python, folder)
+        environment.run("disk", "--child", store_path, folder / "own")
         files = check_same(folder / "delphi" / "latents", folder / "own" / "latents")
         delphi = size(folder / "own" / "latents")
-        written = f"written by delphi's own save_splits, tensors of all {files} files the same as the export's"
+        written = f"written by delphi's own save_splits, tensors of all {files} files the same as the export's; {environment.versions()}"
     parts = store_parts(store_path)
     derived = parts.pop("derived", 0)
     ours = sum(parts.values())

@@ -217,6 +217,7 @@ def compare(python: str, num_tokens: int, num_latents: int, rounds: int) -> list
     with tempfile.TemporaryDirectory() as name:
         folder, environment = Path(name), Environment(python, Path(name))
         latents = environment.figures("embedding", "--child", "prepare", folder, num_tokens)["latents"]
+        versions = environment.versions()
         ours, theirs = [], []
         for number in range(rounds):
             ours.append(environment.figures("embedding", "--child", "ours", folder, *latents[:num_latents]))
@@ -252,6 +253,8 @@ def compare(python: str, num_tokens: int, num_latents: int, rounds: int) -> list
         f"Our index costs as much as {built / statistics.median(cpu):.2f} latents of delphi's.",
         "",
         " ".join(__doc__.split("\n\n")[2].split()),
+        "",
+        f"Environment: {versions}.",
     ]
 
 

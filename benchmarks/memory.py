@@ -128,6 +128,7 @@ def compare(python: str, sizes: list[int], most: int, budget: str) -> list[str]:
         folder, inputs = Path(name), Path(name) / "inputs"
         environment = Environment(python, folder)
         arguments = json.loads(environment.run("memory", "--child", "both", inputs, max(sizes)).splitlines()[-1])
+        versions = environment.versions()
         for tokens in sizes:
             mine = measure(python, tokens, budget, arguments, folder)
             ours.append((tokens, mine["peak_mb"]))
@@ -148,7 +149,7 @@ def compare(python: str, sizes: list[int], most: int, budget: str) -> list[str]:
         lines += ["", f"On the sizes that delphi ran too: ours {growth(shared)}; delphi {growth(delphi)}."]
         if len(delphi) > 2:
             lines += [f"From the last but one of them to the last: ours {growth(shared[-2:])}; delphi {growth(delphi[-2:])}."]
-    return [*lines, "", " ".join(__doc__.split("\n\n")[3].split())]
+    return [*lines, "", " ".join(__doc__.split("\n\n")[3].split()), "", f"Environment: {versions}."]
 
 
 def main() -> None:

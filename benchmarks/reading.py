@@ -10,7 +10,8 @@ With ``--python ENV`` delphi 0.1.3 reads the same activations in the same run, f
 latents, all tokens; see `incumbent`): records of 40 to explain, 50 to score and 50 random negatives by its default samplers, of
 latents with 200 activating windows of 32 tokens or more, as it meets them; those it rejects on the way cost it time too. Ours at
 the same work: 40 + 50 + 50 windows and no others, with the string of every token, as delphi's records have them; for live latents
-drawn uniformly, and for those that delphi yielded, in random order. The floor does that with plain numpy on two sorted arrays of
+drawn uniformly, and for those that delphi yielded, in random order (they lie close together, so that some share a row group). The
+first record counts from opening on, vocabulary or tokenizer included. The floor does that with plain numpy on two sorted arrays of
 positions and values: windows found by division, strata of equal rank, silent windows without repeats, strings from a table. All
 run in that environment on one thread, each in a fresh process, with a warm page cache; rounds are interleaved and ratios, of CPU
 time per record after the first (those of latents with too few examples included), are medians of those within a round.
@@ -237,20 +238,22 @@ def per_record(figures: dict[str, Any], clock: str = "cpu") -> float:
 Found = dict[str, list[dict[str, Any]]]
 
 
-def compare(environment: Environment, path: Path, exported: Path, *, records: int, latents: int, rounds: int) -> list[str]:
+def compare(
+    environment: Environment, path: Path, exported: Path, *, latents: int, records: int, rounds: int, delphi_rounds: int
+) -> list[str]:
     """Measure delphi, ours and the floor on one store in interleaved rounds; return their table."""
     if not (exported / "words.json").exists():
         environment.export(path, "sae", exported, splits=[SPLIT])
         environment.run("reading", "--child", "flatten", path, exported)
-    store = open_store(path)
-    counts = store.coder("sae").latents["count"]
+    counts = open_store(path).coder("sae").latents["count"]
     found: Found = {}
     failed = ""
     yielded: list[int] = []
     for number in range(rounds):
-        if not failed and (number == 0 or store.num_tokens < LARGE * 0.99):
+        if not failed and number < delphi_rounds:
             try:
-                found.setdefault("delphi", []).append(figures := measure(environment, "delphi", path, records, exported))
+                figures = measure(environment, "delphi", path, records, exported)
+                found.setdefault("delphi", []).append(figures)
                 first, *others = figures["latents"]
                 yielded = [first, *np.random.default_rng(0).permutation(others).tolist()]
             except ChildFailed as error:
@@ -325,9 +328,12 @@ def main() -> None:
             child(kind, Path(path), Path(exported), json.loads(wanted[0]))
         return
     rows, tables = [], []
+    versions = ""
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.stores or Path(temporary)
         environment = Environment(args.python or sys.executable, Path(temporary))
+        if args.python:
+            versions = f"Environment: {environment.versions()}. "
         for width in args.widths:
             for tokens in args.tokens:
                 path = folder / f"store-{width}-{tokens}"
@@ -341,14 +347,21 @@ def main() -> None:
                     rows.append(f"| {tokens:,} | {width} | {cells} |")
                     print(rows[-1], file=sys.stderr, flush=True)
                 if args.python:
-                    records = 20 if tokens >= LARGE else 60
-                    exported = folder / f"exported-{width}-{tokens}"
-                    table = compare(environment, path, exported, records=records, latents=args.latents, rounds=args.rounds)
+                    records, delphi_rounds = (20, 1) if tokens >= LARGE else (60, args.rounds)
+                    table = compare(
+                        environment,
+                        path,
+                        folder / f"exported-{width}-{tokens}",
+                        latents=args.latents,
+                        records=records,
+                        rounds=args.rounds,
+                        delphi_rounds=delphi_rounds,
+                    )
                     tables += ["", f"## {tokens:,} tokens, width {width}, beside delphi 0.1.3", "", *table]
                     print("\n".join(table), file=sys.stderr, flush=True)
     paragraphs = __doc__.split("\n\n")[1 : 3 if args.python else 2]
     lines = [line for paragraph in paragraphs for line in (" ".join(paragraph.split()), "")]
-    lines += [f"Load average at the end: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores.", ""]
+    lines += [f"{versions}Load average at the end: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores.", ""]
     lines += [
         "| tokens | width | page cache | latents | CPU ms, median / p95 | wall ms, median / p95 | first latent, CPU / wall s "
         "| where `derived/` was removed, CPU / wall s |",
