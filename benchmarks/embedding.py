@@ -9,7 +9,7 @@ rest: the standard library's source in tokens of the bundled model, made-up acti
 tokens, all-MiniLM-L6-v2 of the same files on both sides, all in that environment and of one thread. What is counted is CPU time once
 packages and embedder are loaded: ours to build the index once, and from opening the store to the examples and 50 negatives of each
 latent; delphi's from opening its cache to the record of one latent, with 50 negatives. delphi embeds all windows on which a latent is
-silent, for each latent anew (device patched to cpu, since it asks for cuda).
+silent, for each latent anew (device patched to cpu, since it asks for cuda); the index that it keeps serves the same latent only.
 """
 
 from __future__ import annotations
@@ -217,14 +217,14 @@ def compare(python: str, num_tokens: int, num_latents: int, rounds: int) -> list
     with tempfile.TemporaryDirectory() as name:
         folder, environment = Path(name), Environment(python, Path(name))
         latents = environment.figures("embedding", "--child", "prepare", folder, num_tokens)["latents"]
+        if len(latents) < max(num_latents, rounds):
+            raise SystemExit(f"only {len(latents)} latents fire {LEAST} to {MOST} times; {max(num_latents, rounds)} are wanted")
         versions = environment.versions()
         ours, theirs = [], []
         for number in range(rounds):
             ours.append(environment.figures("embedding", "--child", "ours", folder, *latents[:num_latents]))
             theirs.append(environment.figures("embedding", "--child", "delphi", folder, latents[number]))
             print(ours[-1], theirs[-1], file=sys.stderr, flush=True)
-    if len(latents) < num_latents:
-        raise SystemExit(f"only {len(latents)} latents fire {LEAST} to {MOST} times; {num_latents} are wanted")
     built, windows, size = ours[0]["built"], ours[0]["windows"], ours[0]["index_bytes"]
 
     def middle(values: list[float], form: str) -> str:
