@@ -73,6 +73,9 @@ class Vocabulary(Protocol):
         A character split over several tokens belongs to the last of them; the earlier ones are empty strings.
         """
 
+    def pieces_of(self, tokens: np.ndarray, lengths: np.ndarray) -> list[list[str]]:
+        """Return :meth:`pieces` of the first ``lengths[i]`` tokens of each row of `tokens` [E, W]."""
+
     def is_special(self, ids: np.ndarray) -> np.ndarray:
         """Return a bool array of the same shape: True for special tokens."""
 

@@ -44,15 +44,21 @@ CLI = "from autointerp.cli.main import main; main()"
 
 def prepare(folder: Path, *, tokens: int, width: int, l0: float) -> None:
     """Write corpus, subject and coder to `folder`."""
-    import torch
-    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+    documents = write_subject(folder, tokens=tokens)
+    write_coder(folder, width=width, l0=l0)
+    (folder / "inputs.json").write_text(json.dumps({"documents": documents, "tokens": tokens, "width": width, "l0": l0}))
 
-    from autointerp.demo import bundled
-    from benchmarks.corpus import write_corpus
+
+def write_subject(folder: Path, *, tokens: int) -> int:
+    """Write corpus and subject to `folder`; return how many documents there are."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from benchmarks.corpus import bundled_tokenizer, write_corpus
 
     folder.mkdir(parents=True, exist_ok=True)
     documents = write_corpus(folder / "corpus.jsonl", num_chars=tokens * CHARS_PER_TOKEN)
-    tokenizer = AutoTokenizer.from_pretrained(bundled("model"))
+    tokenizer = bundled_tokenizer()
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=D_MODEL, intermediate_size=2 * D_MODEL, num_hidden_layers=LAYERS,
@@ -65,8 +71,7 @@ def prepare(folder: Path, *, tokens: int, width: int, l0: float) -> None:
             torch.nn.init.normal_(parameter, std=0.3)
     model.save_pretrained(folder / "subject")
     tokenizer.save_pretrained(folder / "subject")
-    write_coder(folder, width=width, l0=l0)
-    (folder / "inputs.json").write_text(json.dumps({"documents": documents, "tokens": tokens, "width": width, "l0": l0}))
+    return documents
 
 
 def write_coder(folder: Path, *, width: int, l0: float) -> None:

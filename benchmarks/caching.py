@@ -1,16 +1,10 @@
 """CPU time, memory and disk of caching: forward pass, forward and encode (two ways), the floor, this package, and delphi 0.1.3.
 
 All of them run the same random GPT-NeoX weights, the same sparse coder and the same tokens (i.i.d. Zipf), each in a fresh
-process, in one environment that has both packages (``--python``). Seconds are user + system CPU time of one thread, from the
+process, in one environment that has both packages (``--python``, see `incumbent`). Seconds are user + system CPU time of one thread, from the
 moment model and coder are loaded until everything is on disk. Rounds are interleaved, ratios are taken within a round and
 their median is reported, so that a busy machine does little harm. With ``--device cuda --dtype bfloat16`` the subject runs there in
 that type and what is compared is wall time, the device waited for; delphi and the floor are left to the CPU.
-
-The other environment, made once::
-
-    python -m venv ENV; ENV/bin/pip install torch==2.13.0 "transformers==4.57.6" "huggingface_hub<1" eai-sparsify==1.3.3
-    ENV/bin/pip install eai-delphi==0.1.3 --no-deps
-    ENV/bin/pip install faiss-cpu jaxtyping beartype aiofiles asyncer flask sentence_transformers datasets orjson pydantic
 """
 
 from __future__ import annotations
@@ -18,9 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -29,11 +21,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.incumbent import Environment, cpu_seconds, peak_mb, tokenizer_of
+
 CTX_LEN, K, VOCABULARY, SPLITS = 256, 32, 50304, 5
 GROWTH_BUDGET = "256MB"
 """So small that the fewest tokens spill several runs already."""
-KINDS = ("forward", "encode", "own-encode", "floor", "ours", "delphi")
-"""``encode`` is torch's own topk over all latents, ``own-encode`` this package's ``Coder.encode``: the harder denominator."""
+KINDS = ("forward", "encode", "own-encode", "floor", "ours-ids", "ours", "delphi")
+"""``encode`` is torch's own topk over all latents, ``own-encode`` this package's ``Coder.encode``: the harder denominator.
+``ours-ids`` starts where all but ``ours`` do, from token ids and a coder in memory; ``ours`` reads the coder's files and
+tokenises the text, which is what a user waits for."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +131,7 @@ def reference(folder: Path, tokens: int, out: Path, kind: str, setup: Setup) -> 
 
 
 def ours(folder: Path, tokens: int, out: Path, kind: str, setup: Setup) -> Iterator[None]:
-    """The ``cache`` job, from the text on."""
+    """The ``cache`` job, from the text on, or from token ids and a loaded coder."""
     from autointerp.jobs import cache as job
     from autointerp.jobs.signals import StopFlag
 
@@ -155,6 +151,11 @@ def ours(folder: Path, tokens: int, out: Path, kind: str, setup: Setup) -> Itera
         where="benchmark",
     )
     work = job._Job(config, StopFlag())
+    if kind == "ours-ids":
+        contexts = list(work._corpus.contexts())
+        work._corpus.contexts = lambda: iter(contexts)  # type: ignore[method-assign]
+        reading = job.reading_of(config.coders[0], work._subject)
+        job.reading_of = lambda *_: reading
     yield
     work.run()
 
@@ -177,17 +178,13 @@ def delphi(folder: Path, tokens: int, out: Path, kind: str, setup: Setup) -> Ite
 
 
 RUN: dict[str, Callable[[Path, int, Path, str, Setup], Iterator[None]]] = {
-    "forward": reference, "encode": reference, "own-encode": reference, "floor": reference, "ours": ours, "delphi": delphi,
+    "forward": reference, "encode": reference, "own-encode": reference, "floor": reference, "ours-ids": ours, "ours": ours,
+    "delphi": delphi,
 }  # fmt: skip
 
 
-def cpu_seconds() -> float:
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    return usage.ru_utime + usage.ru_stime
-
-
-def child(kind: str, folder: Path, tokens: int, result: Path, setup: Setup) -> None:
-    """Run one kind in this process and write what it took."""
+def child(kind: str, folder: Path, tokens: int, setup: Setup) -> None:
+    """Run one kind in this process and print what it took."""
     import torch
 
     torch.set_num_threads(1)
@@ -195,13 +192,13 @@ def child(kind: str, folder: Path, tokens: int, result: Path, setup: Setup) -> N
         out = Path(name)
         steps = RUN[kind](folder, tokens, out, kind, setup)
         next(steps)
-        base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        base = peak_mb()
         cpu, wall = cpu_seconds(), time.perf_counter()
         next(steps, None)
         figures = {"cpu": cpu_seconds() - cpu, "wall": time.perf_counter() - wall, "base_mb": base}
-        figures["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        figures["peak_mb"] = peak_mb()
         figures["disk"] = float(sum(file.stat().st_size for file in out.rglob("*") if file.is_file()))
-        result.write_text(json.dumps(figures))
+        print(json.dumps(figures))
 
 
 # What the parent does -------------------------------------------------------------------------------------------------
@@ -212,8 +209,7 @@ def prepare(folder: Path, case: Case, tokens: int) -> None:
     import numpy as np
     import torch
     from safetensors.torch import save_file
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerFast
+    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
     torch.manual_seed(0)
     config = GPTNeoXConfig(
@@ -222,9 +218,7 @@ def prepare(folder: Path, case: Case, tokens: int) -> None:
     )  # fmt: skip
     GPTNeoXForCausalLM(config).save_pretrained(folder / "model")
     words = [f"w{index}" for index in range(VOCABULARY)]
-    tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="w0"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(folder / "model")
+    tokenizer_of(words).save_pretrained(folder / "model")
     coder = folder / "coder" / case.hook
     coder.mkdir(parents=True)
     weight = torch.randn(case.width, case.d_model)
@@ -250,32 +244,17 @@ class Runner:
     """Starts children in the other environment."""
 
     def __init__(self, python: str, folder: Path, setup: Setup) -> None:
-        self._python, self._folder, self.setup = python, folder, setup
-        (folder / "stubs" / "vllm").mkdir(parents=True)  # delphi imports it and caching never uses it
-        (folder / "stubs" / "vllm" / "__init__.py").touch()
-        root = str(Path(__file__).parents[1])
-        threads = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "MKL", "OPENBLAS")}
-        paths = os.pathsep.join([root, str(folder / "stubs")])
-        self._settings = threads | {"PYTHONPATH": paths, "TOKENIZERS_PARALLELISM": "false"}
-
-    def _start(self, *arguments: str) -> None:
-        setup = ["--device", self.setup.device, "--dtype", self.setup.dtype, "--batch", str(self.setup.batch)]
-        command = [self._python, "-m", "benchmarks.caching", *arguments, *setup]
-        done = subprocess.run(command, env=os.environ | self._settings, capture_output=True, text=True)
-        if done.returncode:
-            raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr[-3000:]}")
+        self._environment, self._folder, self.setup = Environment(python, folder), folder, setup
+        self._settings = ["--device", setup.device, "--dtype", setup.dtype, "--batch", str(setup.batch)]
 
     def prepare(self, name: str, tokens: int) -> Path:
         folder = self._folder / name
         folder.mkdir()
-        self._start("--prepare", name, "--folder", str(folder), "--tokens", str(tokens))
+        self._environment.run("caching", "--prepare", name, "--folder", folder, "--tokens", tokens, *self._settings)
         return folder
 
     def run(self, kind: str, folder: Path, tokens: int) -> dict[str, float]:
-        result = folder / "result.json"
-        self._start("--child", kind, "--folder", str(folder), "--tokens", str(tokens), "--result", str(result))
-        figures: dict[str, float] = json.loads(result.read_text())
-        return figures
+        return self._environment.figures("caching", "--child", kind, "--folder", folder, "--tokens", tokens, *self._settings)
 
 
 def case_table(runner: Runner, name: str, rounds: int, tokens: int, kinds: tuple[str, ...]) -> list[str]:
@@ -348,14 +327,14 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, help="in place of the case's own number")
     parser.add_argument("--growth", nargs="+", type=int, default=[], help="tokens at which to measure our peak memory")
     parser.add_argument("--write", action="store_true", help="leave a dated report")
-    for name in ("child", "prepare", "folder", "result"):
+    for name in ("child", "prepare", "folder"):
         parser.add_argument(f"--{name}", help=argparse.SUPPRESS)
     args = parser.parse_args()
     setup = Setup(args.device, args.dtype, args.batch or (8 if args.device == "cpu" else 32))
     if args.prepare:
         prepare(Path(args.folder), CASES[args.prepare], args.tokens)
     elif args.child:
-        child(args.child, Path(args.folder), args.tokens, Path(args.result), setup)
+        child(args.child, Path(args.folder), args.tokens, setup)
     else:
         from benchmarks.reporting import write_report
 
@@ -363,6 +342,8 @@ def main() -> None:
         kinds = tuple(kind for kind in args.kinds if kind not in left_out and not (args.no_delphi and kind == "delphi"))
         lines = [" ".join(__doc__.split("\n\n")[1].split())]
         with tempfile.TemporaryDirectory() as name:
+            if "delphi" in kinds:
+                lines += ["", f"Environment: {Environment(args.python, Path(name)).versions()}."]
             runner = Runner(args.python, Path(name), setup)
             for case in args.cases:
                 lines += ["", *case_table(runner, case, args.rounds, args.tokens or CASES[case].tokens, kinds)]

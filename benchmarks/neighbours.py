@@ -3,6 +3,10 @@
 The data are random: every token fires a fixed number of latents, a quarter of them drawn from a topic of 64 tokens, the others by a
 power law. Real activations are more clustered, so they have fewer distinct pairs. Counts of sampled latents are compared with those
 that sets of positions give.
+
+With ``--python ENV`` delphi 0.1.3 computes its own from the same activations in the same run, written in its format (all splits, see
+`incumbent`), as its command line does: 250 neighbours, saved as JSON. Its similarities are compared with ours. It moves a matrix to a GPU, which is patched to do nothing.
+All run in that environment on one thread, each in a fresh process; rounds are interleaved and ratios are medians of those within one.
 """
 
 from __future__ import annotations
@@ -10,29 +14,57 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
+import statistics
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
+from benchmarks.incumbent import Environment, cpu_seconds, peak_mb
 from benchmarks.reporting import write_report
 
 CTX_LEN = 256
 CHECKED = 1000
 GOALS = ((16_384, 98_304, 32, "at most 4 CPU-s, 0.5 GB"), (131_072, 1_000_000, 50, "under 4 GB, counts exact"))
+TABLE = "coders/coder=sae/neighbours-cooccurrence.parquet"
+DENSE_LIMIT_BYTES = 16 << 30
+"""delphi is left out where its matrix of counts, 8 bytes for each pair of latents, takes more by itself."""
 
-CHILD = """
-import json, resource, sys, time
-from autointerp.store import open_store
-from autointerp.store.tables import build_cooccurrence
-store, result = sys.argv[1:]
-build_cooccurrence(open_store(store), "sae")
-usage = resource.getrusage(resource.RUSAGE_SELF)
-figures = {"cpu_s": usage.ru_utime + usage.ru_stime, "peak_mb": usage.ru_maxrss / 1024}
-open(result, "w").write(json.dumps(figures))
-"""
+
+def ours(store: Path, exported: Path) -> Callable[[], object]:
+    """Return what builds our table."""
+    from autointerp.store import open_store
+    from autointerp.store.tables import build_cooccurrence
+
+    return lambda: build_cooccurrence(open_store(store), "sae")
+
+
+def delphi(store: Path, exported: Path) -> Callable[[], object]:
+    """Return what computes and saves delphi's neighbours, as its ``create_neighbours`` does."""
+    import torch
+    from delphi.latents.neighbours import NeighbourCalculator
+
+    torch.Tensor.cuda = lambda tensor: tensor  # type: ignore[method-assign, assignment]
+
+    def work() -> None:
+        calculator = NeighbourCalculator(cache_dir=exported / "latents" / "sae", number_of_neighbours=250)
+        calculator.populate_neighbour_cache("co-occurrence")
+        calculator.save_neighbour_cache(str(exported / "sae"))
+
+    return work
+
+
+KINDS = {"ours": ours, "delphi": delphi}
+
+
+def child(kind: str, store: Path, exported: Path) -> None:
+    """Compute the neighbours in this process; print CPU seconds, of the work and of the whole process, and peak MB."""
+    work = KINDS[kind](store, exported)
+    before = cpu_seconds()
+    work()
+    print(json.dumps({"cpu_s": cpu_seconds() - before, "whole_s": cpu_seconds(), "peak_mb": peak_mb()}))
 
 
 def make_store(path: Path, *, width: int, num_tokens: int, l0: int) -> None:
@@ -85,7 +117,7 @@ def check_counts(path: Path, *, num: int) -> int:
             has = low + offset < high
             np.add.at(both, (rows[low[has] + offset], latents[has]), 1)
     counts = reader.latents["count"]
-    file = pq.ParquetFile(path / "coders/coder=sae/neighbours-cooccurrence.parquet")
+    file = pq.ParquetFile(path / TABLE)
     ends = np.cumsum([file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)])
     right = 0
     for row, latent in enumerate(chosen.tolist()):
@@ -99,48 +131,100 @@ def check_counts(path: Path, *, num: int) -> int:
     return right
 
 
+def compare(environment: Environment, path: Path, exported: Path, *, repeats: int, with_delphi: bool) -> dict[str, list[dict]]:
+    """Return the figures of each kind in each of the interleaved rounds."""
+    found: dict[str, list[dict]] = {}
+    for number in range(repeats):
+        for kind in ("delphi", "ours") if with_delphi else ("ours",):
+            found.setdefault(kind, []).append(figures := environment.figures("neighbours", "--child", kind, path, exported))
+            print(f"{path.name} round {number + 1} {kind}: {figures}", file=sys.stderr, flush=True)
+    return found
+
+
+def row(kind: str, found: dict[str, list[dict]]) -> str:
+    """Return the cells of one kind: CPU seconds of every round, the largest peak, and ratios within a round."""
+    cells = [", ".join(f"{each[name]:.1f}" for each in found[kind]) for name in ("cpu_s", "whole_s")]
+    cells.append(f"{max(each['peak_mb'] for each in found[kind]):.0f}")
+    for name in ("cpu_s", "peak_mb"):
+        values = [a[name] / b[name] for a, b in zip(found.get("delphi", []), found[kind], strict=False)]
+        cells.append(f"{statistics.median(values):.1f} ({min(values):.1f}-{max(values):.1f})" if values else "-")
+    return " | ".join(cells)
+
+
+def check_delphi(path: Path, exported: Path, *, num: int) -> int:
+    """Return how many of the first `num` latents have the same similarities, in order, in delphi's lists and in ours."""
+    import pyarrow.parquet as pq
+
+    theirs = json.loads((exported / "sae-co-occurrence.json").read_text())
+    table = next(pq.ParquetFile(path / TABLE).iter_batches(num, columns=["latent", "similarities"])).to_pylist()
+    right = 0
+    for ours in table:
+        similarities = [similarity for similarity, _ in theirs[str(ours["latent"])]]
+        # Where fewer latents fire together with it, delphi fills its list up with zeros.
+        own = ours["similarities"] + [0.0] * (len(similarities) - len(ours["similarities"]))
+        right += np.allclose(own, similarities, rtol=1e-6, atol=0)
+    return right
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=len(GOALS), help="how many of the sizes to measure, from the smallest")
-    parser.add_argument("--repeats", type=int, default=3, help="of the smallest; the others are measured once")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--python", help="python of the environment that has delphi too: compare with it")
     parser.add_argument("--stores", type=Path, help="keep the synthetic stores here, and use those that are there")
     parser.add_argument("--write", action="store_true", help="leave a dated report")
+    parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.child:
+        kind, store, exported = args.child
+        child(kind, Path(store), Path(exported))
+        return
     lines = [
-        "| width | tokens | active per token | CPU-s | peak resident MB | counts right | goal |",
-        "|---|---|---|---|---|---|---|",
+        "| width | tokens | active per token | | CPU-s, imports apart | CPU-s, whole process | peak resident MB "
+        "| incumbent's CPU-s over it | incumbent's peak over it | right | goal |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
+    notes = []
     with tempfile.TemporaryDirectory() as temporary:
-        for number, (width, num_tokens, l0, goal) in enumerate(GOALS[: args.rows]):
+        environment = Environment(args.python or sys.executable, Path(temporary))
+        if args.python:
+            notes.append(f"Environment: {environment.versions()}.")
+        for width, num_tokens, l0, goal in GOALS[: args.rows]:
             path = (args.stores or Path(temporary)) / f"store-{width}-{num_tokens}-{l0}"
             if not (path / "manifest.json").exists():
                 make_store(path, width=width, num_tokens=num_tokens, l0=l0)
-            figures = [measure(path, Path(temporary)) for _ in range(args.repeats if number == 0 else 1)]
-            cpu = ", ".join(f"{each['cpu_s']:.1f}" for each in figures)
-            peak = max(each["peak_mb"] for each in figures)
-            right = check_counts(path, num=CHECKED)
-            lines.append(f"| {width:,} | {num_tokens:,} | {l0} | {cpu} | {peak:.0f} | {right} of {CHECKED} | {goal} |")
-            print(lines[-1], flush=True)
+            exported = Path(temporary) / f"exported-{width}"
+            dense = 8 * width**2
+            with_delphi = bool(args.python) and dense <= DENSE_LIMIT_BYTES
+            if with_delphi:
+                environment.export(path, "sae", exported)
+            elif args.python:
+                notes.append(
+                    f"delphi was not run at width {width:,}: its int64 matrix of counts alone takes {width:,}² x 8 bytes = "
+                    f"{dense / 1e9:.0f} GB."
+                )
+            found = compare(environment, path, exported, repeats=args.repeats, with_delphi=with_delphi)
+            right = {"ours": check_counts(path, num=CHECKED)}
+            if with_delphi:
+                right["delphi"] = check_delphi(path, exported, num=CHECKED)
+            for kind in found:
+                ends = f"{right[kind]:,} of {CHECKED:,} | {goal if kind == 'ours' else '-'}"
+                lines.append(f"| {width:,} | {num_tokens:,} | {l0} | {kind} | {row(kind, found)} | {ends} |")
+                print(lines[-1], flush=True)
     load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
     lines += [
         "",
-        "Top 250 by Jaccard similarity, exact. Synthetic activations (see the script). CPU seconds are of the whole process (user and",
-        f"system, imports and reading and writing included), one thread (OMP_NUM_THREADS=1). Load averages at the end: {load} on "
-        f"{os.cpu_count()} cores; a busy machine shares its cores between threads, which makes CPU seconds larger too.",
+        "Top 250 by Jaccard similarity, exact; right: counts as sets give them, for delphi similarities as ours. Synthetic activations (see the script). CPU seconds are user and system, reading and writing",
+        "included, with and without the start and the imports of the process; one thread (OMP_NUM_THREADS=1); ratios are of those",
+        f"without. Load averages at the end: {load} on {os.cpu_count()} cores; a busy machine shares its cores between threads, which makes",
+        "CPU seconds larger too.",
+        *notes,
     ]
+    if args.python:
+        lines += ["", " ".join(__doc__.split("\n\n")[2].split())]
     print("\n".join(lines))
     if args.write:
         print(write_report("neighbours", "\n".join(lines), packages=("scipy", "pyarrow", "numpy")))
-
-
-def measure(store: Path, folder: Path) -> dict[str, float]:
-    """Compute the neighbours in a fresh process; return CPU seconds and peak MB."""
-    result = folder / "result.json"
-    subprocess.run(
-        [sys.executable, "-c", CHILD, str(store), str(result)], check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
-    )
-    figures: dict[str, float] = json.loads(result.read_text())
-    return figures
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from importlib.metadata import version
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,14 +22,13 @@ from pydantic import ByteSize, Field, field_validator
 from autointerp import __version__
 from autointerp.config import RUNTIME, Config
 from autointerp.errors import ConfigError, InputError, Interrupted
-from autointerp.examples.selection import SelectionConfig
-from autointerp.examples.windows import BYTES_PER_POSITION, open_grid
 from autointerp.jobs.ahead import ahead
 from autointerp.jobs.coder_checks import absurd
 from autointerp.jobs.controls import parse_controls
 from autointerp.jobs.readings import CONTROL_CONTEXTS, CoderConfig, ControlMaker, reading_of, record_of
 from autointerp.jobs.signals import StopFlag, listening
 from autointerp.jobs.store_checks import check_corpus_of_unfinished, check_not_imported, coders_there, recorded_k, will_grow
+from autointerp.jobs.tables import build_windows
 from autointerp.jobs.token_progress import TokenProgress
 from autointerp.store.corpus import tokens_digest
 from autointerp.store.disk import DiskPlan, check_disk, plan_disk, size_text
@@ -213,6 +212,8 @@ class _Job:
         self._batch_tokens = config.batch_tokens or (2048 if self._subject.device.type == "cpu" else 8192)
         self._is_corpus_checked = False
         self._first: list[Context] = []
+        self._begun: Iterator[Context] | None = None
+        """The corpus behind the first contexts, until somebody reads on."""
         self._float32: set[str] = set()
         """Coders whose values are known to leave the normal range of float16."""
 
@@ -293,7 +294,8 @@ class _Job:
         self._readings |= {coder.name: reading_of(coder, self._subject) for coder in coders}
         self._records = {name: record_of(reading, self._subject) for name, reading in self._readings.items()}
         if not self._first:
-            self._first = list(islice(self._corpus.contexts(), CONTROL_CONTEXTS if self._all_controls else _PROBE_CONTEXTS))
+            self._begun = self._corpus.contexts()
+            self._first = list(islice(self._begun, CONTROL_CONTEXTS if self._all_controls else _PROBE_CONTEXTS))
         maker = ControlMaker(self._subject, seed=self._config.control_seed, contexts=self._first, recorder=self._recorder)
         sources = {coder.name: coder.source for coder in coders}
         for control in self._all_controls:
@@ -305,6 +307,11 @@ class _Job:
             self._records[control.name] = record_of(made, self._subject, control_of=control.of)
         recorder = self._recorder(self._readings)
         return recorder, self._expected_l0(recorder, self._first[:_PROBE_CONTEXTS])
+
+    def _contexts(self) -> Iterator[Context]:
+        """Return the corpus from its beginning; where it was opened for a look, its first documents are not tokenised again."""
+        begun, self._begun = self._begun, None
+        return self._corpus.contexts() if begun is None else chain(self._first, begun)
 
     def _run_pass(
         self, path: Path, coders: Sequence[CoderConfig], l0_of_all: Mapping[str, float], *, is_growing: bool = False
@@ -335,7 +342,7 @@ class _Job:
             is_growing=is_growing,
             worker=self._worker,
         ) as writer:
-            contexts = self._corpus.contexts()
+            contexts = self._contexts()
             if writer.is_finished and is_growing:
                 return
             if writer.is_finished:
@@ -356,7 +363,7 @@ class _Job:
                 return
             writer.finish(lambda: self._check_stop(writer))
         if writer.path == path:
-            self._prepare_windows(path)
+            build_windows(open_store(path), memory_budget_bytes=int(self._config.memory_budget))
             self._summarise(path, recorder, wanted)
 
     def _say_what_is_missing(self, writer: StoreWriter, worker: Worker) -> None:
@@ -554,15 +561,6 @@ class _Job:
         wanted = self._identity().model_copy(update={"tokens_digest": tokens_digest(c.tokens for c in contexts).value()})
         check_identity(manifest.identity, wanted, where=self._config.out)
 
-    def _prepare_windows(self, path: Path) -> None:
-        """Cut the corpus into the windows that explain and score use by default, so that their first latent need not wait.
-
-        Not where the arrays exceed the memory budget: these stages make them themselves.
-        """
-        store, usual = open_store(path), SelectionConfig()
-        if store.keeps_derived and store.num_positions * BYTES_PER_POSITION <= int(self._config.memory_budget):
-            open_grid(store, window=usual.window, min_window=usual.min_window)
-
     def _summarise(self, path: Path, recorder: Recorder, names: list[str]) -> None:
         """Log what was recorded, and warn where a coder hardly fits what it read."""
         store = open_store(path)
@@ -571,10 +569,11 @@ class _Job:
             reader = store.coder(name)
             count = reader.latents["count"]
             live, l0 = int((count > 0).sum()), float(count.sum()) / store.num_tokens
+            # A GPU's work is only queued by whoever times it.
+            encoding = f", {recorder.seconds[name]:.1f} s encoding" if self._subject.device.type == "cpu" else ""
             logger.info(
-                "%s: %d tokens, L0 %.1f, %d of %d latents live, %.1f s encoding",
-                name, store.num_tokens, l0, live, reader.width, recorder.seconds[name],
-            )  # fmt: skip
+                "%s: %d tokens, L0 %.1f, %d of %d latents live%s", name, store.num_tokens, l0, live, reader.width, encoding
+            )
             if self._records[name].control_of is not None:
                 continue
             hookpoint = self._readings[name].hookpoint

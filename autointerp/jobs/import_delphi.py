@@ -26,6 +26,8 @@ from autointerp.digest import digest, digest_file
 from autointerp.errors import InputError, Interrupted, StoreError
 from autointerp.files import read_json
 from autointerp.jobs.signals import StopFlag, listening
+from autointerp.jobs.tables import build_windows
+from autointerp.store import open_store
 from autointerp.store.corpus import Document
 from autointerp.store.layout import TOKENIZER, check_coder_names
 from autointerp.store.manifest import CoderRecord, Identity
@@ -156,6 +158,7 @@ def import_delphi(
         if not writer.has_all_runs:
             _copy(modules, writer, stop, vocab_size=len(pieces))
         writer.finish()
+    build_windows(open_store(path), memory_budget_bytes=memory_budget_bytes)
     return path
 
 

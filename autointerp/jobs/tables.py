@@ -18,7 +18,7 @@ from autointerp.config import RUNTIME, Config
 from autointerp.errors import IdentityError, InputError, StoreError
 from autointerp.examples.negatives import NEGATIVES
 from autointerp.examples.selection import SelectionConfig
-from autointerp.examples.windows import open_grid
+from autointerp.examples.windows import BYTES_PER_POSITION, open_grid
 from autointerp.jobs.progress import OnProgress, Progress
 from autointerp.protocols import Embedder
 from autointerp.records import NeighbourKind
@@ -122,6 +122,15 @@ def _named(text: str) -> tuple[str, str | None]:
 
 def _line(made: bool, what: str) -> str:
     return f"{what}: {'computed' if made else 'there already'}"
+
+
+def build_windows(store: Store, *, memory_budget_bytes: int) -> None:
+    """Cut the corpus into the windows that explain and score use by default, so that their first latent need not wait.
+
+    Not where the arrays exceed the budget, or the store is too small to keep them: these stages make them themselves.
+    """
+    if store.keeps_derived and store.num_positions * BYTES_PER_POSITION <= memory_budget_bytes:
+        open_grid(store, window=_GRID.window, min_window=_GRID.min_window)
 
 
 def build_neighbours(

@@ -287,9 +287,8 @@ def examples_batches(latent: LatentExamples, vocabulary: Vocabulary) -> list[Any
 
 
 def _window_rows(latent: LatentExamples, pool: str, block: Examples, vocabulary: Vocabulary) -> Iterable[dict[str, Any]]:
-    for i in range(len(block)):
-        length = int(block.lengths[i])
-        pieces = vocabulary.pieces(block.tokens[i, :length])
+    for i, pieces in enumerate(vocabulary.pieces_of(block.tokens, block.lengths)):
+        length = len(pieces)
         yield {
             "coder": latent.coder,
             "latent": latent.latent,

@@ -94,7 +94,10 @@ def contexts_in_run(memory_budget_bytes: int, *, ctx_len: int, l0: float) -> int
 
 def fits_float16(values: np.ndarray) -> bool:
     """Return whether no value becomes zero, subnormal or infinite in float16."""
-    size = np.abs(values)
+    return _fits_float16(np.abs(values))
+
+
+def _fits_float16(size: np.ndarray) -> bool:
     return not len(size) or bool(size.min() >= _FLOAT16_MIN and size.max() <= _FLOAT16_MAX)
 
 
@@ -182,6 +185,8 @@ class RunBuffer:
         self._keys: dict[str, list[np.ndarray]] = {coder: [] for coder in self._widths}
         self._values: dict[str, list[np.ndarray]] = {coder: [] for coder in self._widths}
         self._rows = dict.fromkeys(self._widths, 0)
+        self._fits_float16 = dict.fromkeys(self._widths, True)
+        """Of what is held, by coder."""
         self._files: dict[str, list[RunFile]] = {coder: [] for coder in self._widths}
 
     def add(self, coder: str, latents: Any, positions: np.ndarray, values: Any, *, run: int) -> None:
@@ -198,16 +203,19 @@ class RunBuffer:
                 f"latents {latents.min()} to {latents.max()} were given for coder {coder!r}, which has width {width}; "
                 f"expected integers from 0 to {width - 1}"
             )
-        finite = np.isfinite(values)
-        if not finite.all():
-            at = int(np.argmin(finite))
+        size = np.abs(values)
+        if not np.isfinite(size.max()):  # NaN is the largest of any
+            at = int(np.argmin(np.isfinite(values)))
             raise InputError(
                 f"coder {coder!r} gave the activation {values[at]} for latent {latents[at]}; only finite values can be stored: "
                 "check the coder's dtype and the subject's activations"
             )
-        keys = latents.astype(np.uint64) << np.uint64(self._position_bits) | positions.astype(np.uint64)
-        if not values.all():
-            keys, values = keys[values != 0], values[values != 0]
+        keys = latents.astype(np.uint64)
+        keys <<= np.uint64(self._position_bits)
+        keys |= positions.view(np.uint64)
+        if not size.min():
+            keys, values, size = keys[size != 0], values[size != 0], size[size != 0]
+        self._fits_float16[coder] &= _fits_float16(size)
         self._keys[coder].append(keys)
         self._values[coder].append(values)
         self._rows[coder] += len(keys)
@@ -226,8 +234,8 @@ class RunBuffer:
         if not self._rows[coder]:
             return
         keys, values, num_rows = self._keys[coder], self._values[coder], self._rows[coder]
-        self._keys[coder], self._values[coder], self._rows[coder] = [], [], 0
-        dtype = np.dtype(np.float16 if all(map(fits_float16, values)) else np.float32)
+        dtype = np.dtype(np.float16 if self._fits_float16[coder] else np.float32)
+        self._keys[coder], self._values[coder], self._rows[coder], self._fits_float16[coder] = [], [], 0, True
         key_bits = self._position_bits + self._widths[coder].bit_length()
         ordered = SortedRows(_taken(keys, values), num_rows, dtype=dtype, key_bits=key_bits)
         name = f"run-{run:05d}-{len(self._files[coder]):03d}.parquet"

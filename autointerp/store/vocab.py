@@ -64,6 +64,15 @@ class StoreVocabulary:
                 texts.append(None)
         return texts
 
+    @cached_property
+    def _text_array(self) -> np.ndarray:
+        return np.array(self._texts, dtype=object)
+
+    @cached_property
+    def _is_broken(self) -> np.ndarray:
+        """Which tokens are no whole characters."""
+        return np.array([text is None for text in self._texts], dtype=bool)
+
     def _checked(self, ids: np.ndarray) -> list[int]:
         listed: list[int] = np.asarray(ids).tolist()
         if listed and not 0 <= min(listed) <= max(listed) < len(self._bytes):
@@ -89,6 +98,18 @@ class StoreVocabulary:
         decoded = [decode(self._bytes[token]) for token in listed]
         decoded[-1] += decode(b"", True)
         return decoded
+
+    def pieces_of(self, tokens: np.ndarray, lengths: np.ndarray) -> list[list[str]]:
+        """Return :meth:`pieces` of the first ``lengths[i]`` tokens of each row of `tokens` [E, W], in much less time."""
+        if not tokens.size:
+            return [[] for _ in lengths]
+        self._checked(np.array([tokens.min(), tokens.max()]))
+        found: list[list[str]] = self._text_array.take(tokens).tolist()
+        is_broken = self._is_broken[tokens].any(axis=1)
+        for row in np.flatnonzero(is_broken | (np.asarray(lengths) < tokens.shape[1])).tolist():
+            length = int(lengths[row])
+            found[row] = self.pieces(tokens[row, :length]) if is_broken[row] else found[row][:length]
+        return found
 
     def is_special(self, ids: np.ndarray) -> np.ndarray:
         """Return a bool array of the same shape."""

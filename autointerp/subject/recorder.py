@@ -21,6 +21,7 @@ from autointerp.coders.coder import Coder
 from autointerp.errors import ConfigError, InputError, nearest
 from autointerp.subject.corpus import Context
 from autointerp.subject.hooks import read_hookpoints
+from autointerp.subject.host import HostCopy
 from autointerp.subject.model import Subject
 
 _FIRST = re.compile(r"first:(\d+)")
@@ -72,15 +73,25 @@ class Reading:
 
 @dataclass(frozen=True)
 class Activations:
-    """Non-zeros of one coder, on the host, in no particular order."""
+    """Non-zeros of one coder, in no particular order; who asks for the arrays waits until they are on the host."""
 
     coder: str
-    latents: np.ndarray
-    """uint32 [M]."""
-    positions: np.ndarray
-    """int64 [M], counted from the first context that was given."""
-    values: np.ndarray
-    """float32 [M]."""
+    _copy: HostCopy
+
+    @property
+    def latents(self) -> np.ndarray:
+        """uint32 [M]."""
+        return self._copy.arrays()[0].view(np.uint32)
+
+    @property
+    def positions(self) -> np.ndarray:
+        """int64 [M], counted from the first context that was given."""
+        return self._copy.arrays()[1]
+
+    @property
+    def values(self) -> np.ndarray:
+        """float32 [M]."""
+        return self._copy.arrays()[2]
 
 
 class Recorder:
@@ -198,12 +209,7 @@ class Recorder:
                 readings[name] = reading = replace(reading, coder=reading.coder.to(x_ND.device))
             started = time.perf_counter()
             for acts in reading.coder.encode_chunks(x_ND):
-                found = Activations(
-                    coder=name,
-                    latents=acts.latents.to(torch.int32).cpu().numpy().view(np.uint32),
-                    positions=positions[acts.rows].cpu().numpy(),
-                    values=acts.values.cpu().numpy(),
-                )
+                found = Activations(name, HostCopy(acts.latents.to(torch.int32), positions[acts.rows], acts.values))
                 self.seconds[name] += time.perf_counter() - started
                 yield found
                 started = time.perf_counter()

@@ -10,6 +10,7 @@ from safetensors.numpy import load_file, save_file
 
 from autointerp.demo import bundled
 from autointerp.errors import IdentityError, InputError, Interrupted, StoreError
+from autointerp.examples.selection import SelectionConfig, Selector
 from autointerp.jobs import import_delphi as module
 from autointerp.jobs.cache import cache
 from autointerp.jobs.explain import ExplainConfig, explain
@@ -118,6 +119,16 @@ class TestFolders:
                     store.coder(name).activations(latent), whole.coder(name).activations(latent), strict=True
                 ):
                     assert np.array_equal(mine, theirs)
+
+    @pytest.mark.parametrize(("budget", "is_cut"), [(1 << 28, True), (1 << 10, False)])
+    def test_leaves_the_windows_that_the_first_latent_needs(self, tmp_path, monkeypatch, budget, is_cut):
+        monkeypatch.setattr("autointerp.store.reader.MIN_DERIVED_POSITIONS", 0)
+        path = convert(tmp_path / "store", memory_budget_bytes=budget)
+        monkeypatch.setattr("autointerp.examples.windows.build_grid", lambda *_, **__: pytest.fail("cut again"))
+        if is_cut:
+            Selector(open_store(path), SelectionConfig()).select("layers.1", 0)
+        else:
+            assert not list(path.glob("derived/windows-*"))
 
     def test_stopped_and_started_again(self, imported, tmp_path, monkeypatch):
         commit = module.StoreWriter.close_run

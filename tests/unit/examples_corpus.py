@@ -33,6 +33,9 @@ class ByteVocabulary:
             pieces.append(piece)
         return pieces
 
+    def pieces_of(self, tokens, lengths):
+        return [self.pieces(row[:length]) for row, length in zip(tokens, lengths, strict=True)]
+
     def is_special(self, ids: np.ndarray) -> np.ndarray:
         return np.isin(ids, self._special)
 

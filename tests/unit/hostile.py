@@ -38,6 +38,9 @@ class HostileVocabulary:
     def text(self, ids):
         return "".join(self.pieces(ids))
 
+    def pieces_of(self, tokens, lengths):
+        return [self.pieces(row[:length]) for row, length in zip(tokens, lengths, strict=True)]
+
     def is_special(self, ids):
         return np.zeros(len(ids), bool)
 

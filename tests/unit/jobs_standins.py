@@ -23,6 +23,9 @@ class Vocabulary:
     def pieces(self, ids):
         return [f"t{int(i)} " for i in ids]
 
+    def pieces_of(self, tokens, lengths):
+        return [self.pieces(row[:length]) for row, length in zip(tokens, lengths, strict=True)]
+
     def is_special(self, ids):
         return np.zeros(len(ids), bool)
 

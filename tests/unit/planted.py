@@ -25,6 +25,9 @@ class WordVocabulary:
     def pieces(self, ids):
         return [WORDS[i] for i in ids]
 
+    def pieces_of(self, tokens, lengths):
+        return [self.pieces(row[:length]) for row, length in zip(tokens, lengths, strict=True)]
+
     def is_special(self, ids):
         return np.zeros(np.shape(ids), bool)
 

@@ -4,8 +4,14 @@ import ast
 import sys
 from itertools import islice
 
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
 from benchmarks import corpus
+from benchmarks.disk import check_same, store_parts
 from benchmarks.limits import disk_bytes, run_limited
+from benchmarks.memory import growth
 
 TEXT = "import os\n\n\ndef first(alpha, beta):\n    return alpha + len(beta)  # alpha\n"
 
@@ -44,3 +50,36 @@ def test_a_command_is_measured_and_killed(tmp_path):
     killed = run_limited([sys.executable, "-c", "import time; time.sleep(600)"], **settings, kill_after_cpu_s=0.0)
     assert killed.exit_code == -9
     assert disk_bytes(folder) == 3
+
+
+def test_every_file_of_a_store_is_counted_once_by_its_part(tmp_path):
+    sizes = {
+        "coders/coder=a/activations/part-00000.parquet": 1, "coders/coder=b/activations/part-00000.parquet": 2,
+        "coders/coder=a/latents.parquet": 4, "coders/coder=a/coder.json": 8, "tokens/part-00000.parquet": 16,
+        "tokenizer/vocab.parquet": 32, "derived/windows-1/start.npy": 64, "manifest.json": 128, "documents/part-00000.parquet": 256,
+    }  # fmt: skip
+    for name, count in sizes.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(bytes(count))
+    found = store_parts(tmp_path)
+    rest = found.pop("manifest, documents, records of the coders")
+    assert rest == 8 + 128 + 256
+    assert found == {"activations": 3, "statistics of the latents": 4, "tokens": 16, "tokenizer": 32, "derived": 64}
+
+
+@pytest.mark.parametrize("other", [np.array([1, 3], np.uint16), np.array([1, 2], np.uint32)], ids=["value", "type"])
+def test_another_tensor_in_an_export_is_found(tmp_path, other):
+    for name in ("ours", "theirs"):
+        (tmp_path / name).mkdir()
+        save_file({"locations": np.array([1, 2], np.uint16)}, tmp_path / name / "0_9.safetensors")
+    assert check_same(tmp_path / "ours", tmp_path / "theirs") == 1
+    save_file({"locations": other}, tmp_path / "theirs" / "0_9.safetensors")
+    with pytest.raises(SystemExit, match="not those of the export"):
+        check_same(tmp_path / "ours", tmp_path / "theirs")
+
+
+def test_growth_is_from_the_first_to_the_last():
+    assert (
+        growth([(1_000_000, 500.0), (2_000_000, 900.0), (5_000_000, 540.0)])
+        == "+40.0 MB over 4.0M tokens, +10.00 MB per million"
+    )

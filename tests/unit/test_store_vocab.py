@@ -51,6 +51,21 @@ def test_a_split_character_belongs_to_its_last_token(ids, pieces):
     assert vocabulary().pieces(np.array(ids, np.uint32)) == pieces
 
 
+@given(st.data())
+@settings(max_examples=200, deadline=None)
+def test_pieces_of_many_windows_are_those_of_each(data):
+    lengths = data.draw(st.lists(st.integers(0, 6), max_size=5))
+    row = st.lists(st.integers(0, len(TOKENS) - 1), min_size=6, max_size=6)
+    tokens = np.array([data.draw(row) for _ in lengths], np.uint32).reshape(len(lengths), 6)
+    found = vocabulary().pieces_of(tokens, np.array(lengths, np.int32))
+    assert found == [vocabulary().pieces(ids[:length]) for ids, length in zip(tokens, lengths, strict=True)]
+
+
+def test_pieces_of_another_tokenizer():
+    with pytest.raises(InputError, match="not all in the store's vocabulary of 11 tokens"):
+        vocabulary().pieces_of(np.array([[0, 11]], np.uint32), np.array([2]))
+
+
 def test_special_tokens_keep_the_shape():
     assert vocabulary().is_special(np.array([[0, 10], [10, 3]], np.uint32)).tolist() == [[False, True], [True, False]]
     assert len(vocabulary()) == len(TOKENS)
