@@ -87,8 +87,17 @@ def train_tokenizer(texts: list[str], out: Path) -> PreTrainedTokenizerFast:
         clean_up_tokenization_spaces=False,
     )
     fast.chat_template = CHAT_TEMPLATE
-    fast.save_pretrained(out)
+    save_tokenizer(fast, out)
     return fast
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
+    """Save a tokenizer under the names that transformers 4 knows; 5 reads them too, and writes others."""
+    tokenizer.save_pretrained(out)
+    path = out / "tokenizer_config.json"
+    config = json.loads(path.read_text()) | {"tokenizer_class": "PreTrainedTokenizerFast"}
+    config["additional_special_tokens"] = config.pop("extra_special_tokens")
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 def encode_texts(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> np.ndarray:
@@ -408,7 +417,7 @@ def main() -> None:
     if args.from_model:
         tokenizer = PreTrainedTokenizerFast.from_pretrained(args.from_model)
         model = LlamaForCausalLM.from_pretrained(args.from_model, dtype=torch.float32)
-        tokenizer.save_pretrained(model_folder)
+        save_tokenizer(tokenizer, model_folder)
         save_model(model, model_folder)
     else:
         tokenizer = train_tokenizer(train_texts, model_folder)

@@ -7,6 +7,7 @@ from safetensors.torch import load_file, save_file
 
 from autointerp.coders.inputs import Rms
 from autointerp.coders.load import load_coder
+from autointerp.demo import bundled
 from autointerp.errors import ConfigError, InputError, ResourceError
 from autointerp.subject.corpus import Context
 from autointerp.subject.hookpoints import resolve_hookpoint, resolve_patterns
@@ -46,6 +47,12 @@ class TestLoading:
     def test_what_is_loaded(self, subject):
         assert (subject.bos_id, subject.num_embeddings, subject.max_context, subject.dtype) == (0, 400, 512, "float32")
         assert not any(parameter.requires_grad for parameter in subject.model.parameters()) and not subject.model.training
+
+    def test_the_bundled_one_loads_with_every_transformers(self):
+        tokenizer = load_subject(str(bundled("model")), device="cpu").tokenizer
+        text = "def f(x):\n    return <|user|>"
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        assert tokenizer.all_special_ids == list(range(7)) and tokenizer.decode(ids) == text and ids[-1] == 4
 
     def test_the_digest_is_of_weights_whatever_the_folder_and_the_split(self, subject, tiny_subject, tmp_path):
         import shutil
