@@ -9,27 +9,27 @@ Formats (one module each) decide the tensors and the rules; nothing here opens a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from autointerp.coders.activations import Activation, Acts, MatchingPursuit, TopK
 from autointerp.coders.inputs import InputRule, Undo
 from autointerp.coders.top_of_rows import BLOCK_ROWS, TopOfRows, is_worthwhile
 from autointerp.errors import InputError
 
-CHUNK_BYTES = 2 << 20
+ACTS_PER_CHUNK = 1 << 16
+"""Activations that are given away at a time, or a few more: so many that who takes them is not busy with many small arrays."""
+PIECE_BYTES = 2 << 20
 """Pre-activations held at a time on a CPU, so that they stay in its cache; 256 times that on an accelerator."""
-MAX_CHUNK_BYTES = 256 << 20
+MAX_PIECE_BYTES = 256 << 20
 _MIN_ROWS = 256
-"""Rows below which a matrix product mostly waits for the weights; wide coders get so many, within MAX_CHUNK_BYTES."""
-_LATENTS_PER_CHUNK = 2048
+"""Rows below which a matrix product mostly waits for the weights; wide coders get so many, within MAX_PIECE_BYTES."""
+_LATENTS_PER_PIECE = 2048
 """Where latents can be taken apart, on a CPU; 8 times that on an accelerator."""
-_BLOCKS_PER_CHUNK = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,51 +130,50 @@ class Coder:
 
         Raises: InputError when the rows are not `spec.d_in` wide.
         """
-        chunks = list(self.encode_chunks(x_ND))
-        if len(chunks) == 1:
-            return chunks[0]
-        empty = torch.zeros(0, dtype=torch.int64, device=self.device)
-        return Acts(
-            rows=torch.cat([acts.rows for acts in chunks]) if chunks else empty,
-            latents=torch.cat([acts.latents for acts in chunks]) if chunks else empty,
-            values=torch.cat([acts.values for acts in chunks]) if chunks else empty.float(),
-        )
+        return _joined(list(self.encode_chunks(x_ND)), self.device)
 
     @torch.no_grad()
     def encode_chunks(self, x_ND: Tensor, /) -> Iterator[Acts]:
-        """Yield :meth:`encode` in pieces bounded by memory: of rows where the rule needs all latents, else also of latents."""
+        """Yield :meth:`encode` in chunks of some `ACTS_PER_CHUNK`, made from pieces bounded by memory."""
         if x_ND.ndim != 2 or x_ND.shape[1] != self.spec.d_in:
             raise InputError(
                 f"coder {self.spec.source} reads vectors of width {self.spec.d_in} and was given {tuple(x_ND.shape)}; "
                 "name the hookpoint it was trained on"
             )
+        pieces, num_acts = list[Acts](), 0
+        for piece in self._pieces(x_ND):
+            pieces.append(piece)
+            num_acts += len(piece)
+            if num_acts >= ACTS_PER_CHUNK:
+                yield _joined(pieces, self.device)
+                pieces, num_acts = [], 0
+        if pieces:
+            yield _joined(pieces, self.device)
+
+    def _pieces(self, x_ND: Tensor) -> Iterator[Acts]:
+        """Yield the activations of a few rows where the rule needs all latents, else also of a few latents."""
         width, is_cpu = self.spec.width, self.device.type == "cpu"
         rule = self.activation
         if is_cpu and self.encoder_LD is not None and isinstance(rule, TopK) and is_worthwhile(rule, width):
-            yield from self._top_chunks(x_ND, TopOfRows(self.encoder_LD, self.encoder_bias_L, rule.k))
-            return
-        latents = width if self.activation.needs_all_latents else min(width, _LATENTS_PER_CHUNK * (1 if is_cpu else 8))
-        fitting = CHUNK_BYTES * (1 if is_cpu else 256) // (4 * latents)
-        rows = max(1, fitting, min(_MIN_ROWS, MAX_CHUNK_BYTES // (4 * latents)))
-        for first_row in range(0, len(x_ND), rows):
-            ready_ND = self._ready(x_ND[first_row : first_row + rows])
-            for first in range(0, width, latents):
-                stop = min(first + latents, width)
-                if isinstance(self.activation, MatchingPursuit):
-                    acts = self.activation.pursue(ready_ND, self.decoder_LE)
-                else:
-                    acts = self.activation.apply(self._pre_activations(ready_ND, first, stop), first)
-                yield Acts(rows=acts.rows + first_row, latents=acts.latents, values=acts.values) if first_row else acts
-
-    def _top_chunks(self, x_ND: Tensor, top: TopOfRows) -> Iterator[Acts]:
-        step = BLOCK_ROWS * _BLOCKS_PER_CHUNK
-        for first_chunk in range(0, len(x_ND), step):
-            blocks = []
-            for first_row in range(first_chunk, min(first_chunk + step, len(x_ND)), BLOCK_ROWS):
+            top = TopOfRows(self.encoder_LD, self.encoder_bias_L, rule.k)
+            for first_row in range(0, len(x_ND), BLOCK_ROWS):
                 rows, latents, values = top.find(self._ready(x_ND[first_row : first_row + BLOCK_ROWS]))
-                blocks.append((rows + first_row, latents, values))
-            rows, latents, values = (torch.cat(column) for column in zip(*blocks, strict=True))
-            yield Acts(rows=rows, latents=latents, values=values)
+                yield Acts(rows=rows + first_row, latents=latents, values=values)
+            return
+        num_latents = width if rule.needs_all_latents else min(width, _LATENTS_PER_PIECE * (1 if is_cpu else 8))
+        fitting = PIECE_BYTES * (1 if is_cpu else 256) // (4 * num_latents)
+        num_rows = max(1, fitting, min(_MIN_ROWS, MAX_PIECE_BYTES // (4 * num_latents)))
+        # One buffer for all products: fresh ones, each between results that stay, would leave as many holes in memory.
+        pre_NL = torch.empty(min(num_rows, len(x_ND)), num_latents, device=self.device)
+        for first_row in range(0, len(x_ND), num_rows):
+            ready_ND = self._ready(x_ND[first_row : first_row + num_rows])
+            for first in range(0, width, num_latents):
+                stop = min(first + num_latents, width)
+                if isinstance(rule, MatchingPursuit):
+                    acts = rule.pursue(ready_ND, self.decoder_LE)
+                else:
+                    acts = rule.apply(self._pre_activations(ready_ND, first, stop, out=pre_NL), first)
+                yield Acts(rows=acts.rows + first_row, latents=acts.latents, values=acts.values) if first_row else acts
 
     def encode_dense(self, x_ND: Tensor, /) -> Tensor:
         """Return float32 [N, L], zeros included: for a few rows at a time."""
@@ -187,7 +186,7 @@ class Coder:
     def decode(self, acts: Acts, x_ND: Tensor, /) -> Tensor:
         """Return the reconstruction (for a transcoder: the prediction) float32 [N, E]; `x_ND` as given to :meth:`encode`."""
         out_NE = self.decoder_bias_E.repeat(len(x_ND), 1)
-        step = max(1, CHUNK_BYTES // (4 * self.spec.d_out))
+        step = max(1, PIECE_BYTES // (4 * self.spec.d_out))
         for start in range(0, len(acts), step):
             part = slice(start, start + step)
             latents, values = acts.latents[part], acts.values[part]
@@ -219,12 +218,13 @@ class Coder:
         """Return the spec and whether there is a skip connection, as JSON values."""
         return asdict(self.spec) | {"reading": dict(self.spec.reading), "has_skip": self.skip_ED is not None}
 
-    def _pre_activations(self, ready_ND: Tensor, first: int, stop: int) -> Tensor:
-        """Return new float32 [N, stop - first]."""
+    def _pre_activations(self, ready_ND: Tensor, first: int, stop: int, *, out: Tensor) -> Tensor:
+        """Return float32 [N, stop - first], in the corner of `out`."""
+        out_NL = out[: len(ready_ND), : stop - first]
         bias = self.encoder_bias_L[first:stop]
         if self.encoder_LD is None:
-            return ready_ND[:, first:stop] + bias
-        return F.linear(ready_ND, self.encoder_LD[first:stop], bias)
+            return torch.add(ready_ND[:, first:stop], bias, out=out_NL)
+        return torch.addmm(bias, ready_ND, self.encoder_LD[first:stop].T, out=out_NL)
 
     def _ready(self, x_ND: Tensor) -> Tensor:
         ready, _ = self._apply_inputs(x_ND)
@@ -238,3 +238,14 @@ class Coder:
             if undo is not None and not self.spec.is_transcoder:
                 undos.append(undo)
         return ready, undos
+
+
+def _joined(pieces: Sequence[Acts], device: torch.device) -> Acts:
+    if len(pieces) == 1:
+        return pieces[0]
+    empty = torch.zeros(0, dtype=torch.int64, device=device)
+    return Acts(
+        rows=torch.cat([empty, *(acts.rows for acts in pieces)]),
+        latents=torch.cat([empty, *(acts.latents for acts in pieces)]),
+        values=torch.cat([empty.float(), *(acts.values for acts in pieces)]),
+    )

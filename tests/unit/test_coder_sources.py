@@ -138,7 +138,8 @@ class TestNeurons:
             load_coder("neurons:layers.1.mlp?k=4")
 
 
-def test_identity_in_chunks_of_latents_equals_the_whole():
+def test_identity_in_chunks_of_latents_equals_the_whole(monkeypatch):
+    monkeypatch.setattr("autointerp.coders.coder.ACTS_PER_CHUNK", 1)
     width = 20_000
     x = torch.randn(3, width)
     coder = Coder(

@@ -131,9 +131,10 @@ class TestEquations:
         }[name]
         coder, x = make(activation, width)
         whole = coder.encode_dense(x)
-        monkeypatch.setattr("autointerp.coders.coder.CHUNK_BYTES", 4 * 20)
-        monkeypatch.setattr("autointerp.coders.coder.MAX_CHUNK_BYTES", 0)
-        monkeypatch.setattr("autointerp.coders.coder._LATENTS_PER_CHUNK", 10)
+        monkeypatch.setattr("autointerp.coders.coder.PIECE_BYTES", 4 * 20)
+        monkeypatch.setattr("autointerp.coders.coder.MAX_PIECE_BYTES", 0)
+        monkeypatch.setattr("autointerp.coders.coder._LATENTS_PER_PIECE", 10)
+        monkeypatch.setattr("autointerp.coders.coder.ACTS_PER_CHUNK", 1)
         pieces = list(coder.encode_chunks(x))
         assert len(pieces) > 1
         assert torch.allclose(coder.encode_dense(x), whole, atol=1e-6)

@@ -65,7 +65,7 @@ def test_a_coder_uses_it_for_any_number_of_rows(monkeypatch):
         decoder_bias_E=whole_numbers(d, high=9, seed=4), subtract_decoder_bias=True,
     )  # fmt: skip
     assert is_worthwhile(coder.activation, width) and not is_worthwhile(TopK(k, signed=True), width)
-    monkeypatch.setattr("autointerp.coders.coder._BLOCKS_PER_CHUNK", 2)
+    monkeypatch.setattr("autointerp.coders.coder.ACTS_PER_CHUNK", 2 * BLOCK_ROWS * k)
     x = whole_numbers(3 * BLOCK_ROWS + 1, d, high=9, seed=5)
     pieces = list(coder.encode_chunks(x))
     assert len(pieces) == 2
