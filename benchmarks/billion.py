@@ -52,13 +52,14 @@ def prepare(folder: Path, *, tokens: int, width: int, l0: float) -> None:
 def write_subject(folder: Path, *, tokens: int) -> int:
     """Write corpus and subject to `folder`; return how many documents there are."""
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-    from benchmarks.corpus import bundled_tokenizer, write_corpus
+    from autointerp.demo import bundled
+    from benchmarks.corpus import write_corpus
 
     folder.mkdir(parents=True, exist_ok=True)
     documents = write_corpus(folder / "corpus.jsonl", num_chars=tokens * CHARS_PER_TOKEN)
-    tokenizer = bundled_tokenizer()
+    tokenizer = AutoTokenizer.from_pretrained(bundled("model"))
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=D_MODEL, intermediate_size=2 * D_MODEL, num_hidden_layers=LAYERS,

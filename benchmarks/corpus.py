@@ -9,7 +9,6 @@ import random
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from autointerp.subject.stdlib import stdlib_files, stdlib_root
 
@@ -37,16 +36,6 @@ def _permuted(text: str, seed: str) -> str:
     random.Random(seed).shuffle(others)
     renamed = dict(zip(names, others, strict=True))
     return _NAME.sub(lambda match: renamed.get(match[0], match[0]), text)
-
-
-def bundled_tokenizer() -> Any:
-    """Return the bundled model's tokenizer; transformers 4 does not know the class that its configuration names."""
-    from transformers import PreTrainedTokenizerFast
-
-    from autointerp.demo import bundled
-
-    file = f"{bundled('model')}/tokenizer.json"
-    return PreTrainedTokenizerFast(tokenizer_file=file, bos_token="<|bos|>", eos_token="<|eos|>", pad_token="<|pad|>")
 
 
 def write_corpus(path: Path, *, num_chars: int) -> int:

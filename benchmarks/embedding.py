@@ -128,12 +128,12 @@ def stdlib_tokens(tokenizer: Any) -> Callable[[int], np.ndarray]:
 
 def prepare(folder: Path, num_tokens: int) -> dict[str, Any]:
     """Write the store, the same in delphi's format, and the tokenizer; return latents to compare on."""
+    from autointerp.demo import bundled
     from autointerp.store import open_store
-    from autointerp.subject.vocabulary import token_bytes
-    from benchmarks.corpus import bundled_tokenizer
+    from autointerp.subject.vocabulary import load_tokenizer, token_bytes
     from benchmarks.synthetic import build
 
-    tokenizer = bundled_tokenizer()
+    tokenizer = load_tokenizer(str(bundled("model")))
     tokenizer.save_pretrained(folder / "tokenizer")
     next_tokens, vocabulary = stdlib_tokens(tokenizer), token_bytes(tokenizer)
     build(folder / "store", num_tokens=num_tokens, width=COMPARED_WIDTH, next_tokens=next_tokens, vocabulary=vocabulary)
