@@ -37,9 +37,9 @@ PARTS = {
 
 DELTA, PLAIN, SPLIT, ALL = "DELTA_BINARY_PACKED", "PLAIN", "BYTE_STREAM_SPLIT", ("latent", "position", "activation")
 ENCODINGS: list[tuple[str | None, str | None, tuple[str, ...]]] = [
+    (DELTA, PLAIN, ("activation",)),
+    (DELTA, SPLIT, ("activation",)),
     (DELTA, PLAIN, ALL),
-    (DELTA, SPLIT, ALL),
-    (DELTA, PLAIN, ("latent", "activation")),
     (DELTA, PLAIN, ()),
     (PLAIN, PLAIN, ALL),
     (None, None, ALL),

@@ -14,7 +14,7 @@ from autointerp.worker import Worker
 
 BYTES_PER_SPILLED = 3.7
 """Of float16 values, measured on random positions and values; float32 takes 2 more, real text less."""
-BYTES_PER_STORED = 3.1
+BYTES_PER_STORED = 3.3
 BYTES_PER_TOKEN = 10.0
 """4 in the parts, 6 in the arrays that a large store keeps of its windows."""
 BYTES_FLOAT32 = 2.0

@@ -23,6 +23,7 @@ from autointerp.errors import StoreError
 from autointerp.store.latents import Summary, latents_table, summarise, summarise_stream
 from autointerp.store.layout import FileEntry, activations_part, merged_part
 from autointerp.store.parquet import (
+    ACTIVATION_COMPRESSION,
     ParquetSink,
     activation_encoding,
     iterate_tables,
@@ -412,8 +413,8 @@ def _merge_part(
     schema = activations_schema(spilled.dtype)
     summaries: list[Summary] = []
     file = path / activations_part(coder, part)
-    encoding = activation_encoding(spilled.dtype)
-    with parquet_sink(file, schema, encoding=encoding, statistics=["latent", "position"]) as sink:
+    encoding, statistics = activation_encoding(spilled.dtype), ["latent", "position"]
+    with parquet_sink(file, schema, encoding=encoding, statistics=statistics, compression=ACTIVATION_COMPRESSION) as sink:
         rows = RowGroups(sink, options.row_group_rows)
         for start, stop in cut(spilled.counts[low:high], spilled.best_range):
             options.poll()

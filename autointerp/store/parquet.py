@@ -21,8 +21,12 @@ from autointerp.store.layout import SCHEMA_VERSION, FileEntry, file_entry
 _KEY = b"autointerp.store.schema"
 
 
+ACTIVATION_COMPRESSION = {"latent": "none", "position": "none", "activation": "zstd"}
+"""Of a table of activations: to compress packed differences too saves 6% of the bytes and takes a fifth more time to read."""
+
+
 def activation_encoding(dtype: np.dtype[Any]) -> dict[str, str]:
-    """Return the encoding of a table of activations; by measurement, 2.7 bytes per activation, 4.8 with parquet's defaults.
+    """Return the encoding of a table of activations; by measurement, 3.0 bytes per activation, 4.9 with parquet's defaults.
 
     Splitting the bytes would make float16 1% smaller still, and DuckDB could not read it.
     """
@@ -55,7 +59,7 @@ def parquet_sink(
     *,
     encoding: Mapping[str, str] | None = None,
     statistics: list[str] | bool = False,
-    compression: str = "zstd",
+    compression: str | Mapping[str, str] = "zstd",
     with_digest: bool = True,
 ) -> Iterator[ParquetSink]:
     """Yield a sink; on success `path` is committed and ``sink.entry`` says what it is, else nothing is left.
@@ -67,7 +71,7 @@ def parquet_sink(
         with pq.ParquetWriter(
             temporary,
             schema,
-            compression=compression,
+            compression=compression if isinstance(compression, str) else dict(compression),
             use_dictionary=not encoding,
             column_encoding=dict(encoding) if encoding else None,
             write_statistics=statistics,

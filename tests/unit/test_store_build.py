@@ -486,10 +486,10 @@ def test_disk_full_is_one_sentence_and_the_build_goes_on(tmp_path, monkeypatch):
 
 def test_disk_plan(tmp_path):
     plan = plan_disk(1_000_000, {"a": 32, "b": 64})
-    assert plan.spill_bytes == 96 * 3_700_000 and plan.final_bytes == 96 * 3_100_000 + 10_000_000
+    assert plan.spill_bytes == 96 * 3_700_000 and plan.final_bytes == 96 * 3_300_000 + 10_000_000
     assert plan.spill_bytes < plan.peak_bytes < plan.spill_bytes + plan.final_bytes
     added = plan_disk(1_000_000, {"a": 32}, has_corpus=True)
-    assert added.final_bytes == 32 * 3_100_000 and added.peak_bytes == 32 * 6_800_000
+    assert added.final_bytes == 32 * 3_300_000 and added.peak_bytes == 32 * 7_000_000
     check_disk(tmp_path / "not" / "yet", plan_disk(1000, {"a": 2}))
     with pytest.raises(ResourceError, match=r"takes about .* TB at its peak"):
         check_disk(tmp_path, plan_disk(10**12, {"a": 1000}))
