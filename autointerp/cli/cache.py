@@ -14,7 +14,14 @@ from autointerp.errors import ConfigError
 @click.command("cache")
 @click.option("--subject", metavar="MODEL", help="Folder or hub id of a causal language model; or bundled:model.")
 @click.option("--corpus", metavar="SOURCE", help="stdlib | dataset id | .parquet | .jsonl | .txt | folder.  [default: stdlib]")
-@click.option("--coder", "coders", multiple=True, metavar="NAME=SOURCE[@@HOOKPOINT]", help="A sparse coder; may be repeated.")
+@click.option(
+    "--coder",
+    "--add-coder",
+    "coders",
+    multiple=True,
+    metavar="NAME=SOURCE[@@HOOKPOINT]",
+    help="A sparse coder; may be repeated.",
+)
 @click.option(
     "--control",
     "controls",
@@ -78,9 +85,9 @@ def command(
       reinit-matched   NAME-reinit-matched  the same, with the vectors brought to the trained subject's mean and spread
     \b
     A coder's hookpoint (MODULE.PATH@in or @out) is read from its files where they say it; @@HOOKPOINT states it.
-    The same command resumes after a kill; with one more --coder it adds that coder to a finished store. Coders that do not
-    fit in memory together: --coders-per-pass K records K of them (each with its controls) at a time, and reads the corpus
-    once for every K.
+    The same command resumes after a kill; with --add-coder (or one more --coder, which is the same) it adds that coder to
+    a finished store. Coders that do not fit in memory together: --coders-per-pass K records K of them (each with its
+    controls) at a time, and reads the corpus once for every K.
     \b
     More tokens later:  the same command, with every coder and control of the store, and --extend-tokens N
     Several machines:   the same command with --worker 0/N ... --worker N-1/N, each records its share of the runs; then once

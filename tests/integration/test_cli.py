@@ -16,6 +16,7 @@ from autointerp.demo.run import cache_settings
 from autointerp.jobs.cache import CacheConfig, cache
 from autointerp.records import UNSCORED
 from autointerp.results.load import load_explanations, load_scores, load_verdicts
+from autointerp.store.reader import open_store
 from tests.killing import scripted_server
 
 ROOT = Path(__file__).parents[2]
@@ -166,6 +167,12 @@ class TestBadInput:
         save_file(weights, subject / "model.safetensors", metadata={"format": "pt"})
         args = ["--subject", subject, "--coder", "sae=bundled:sae@@layers.2@out", "--tokens", 4096, "--out", "s"]
         one_sentence(run("cache", *args), "tokenizer", "1000")
+
+    def test_a_coder_is_added_by_itself(self, run, tmp_path):
+        args = ["cache", "--subject", "bundled:model", "--tokens", 4096, "--out", tmp_path / "s"]
+        assert run(*args, "--coder", "sae=bundled:sae")[0] == 0
+        assert run(*args, "--add-coder", "skip=bundled:skip-transcoder")[0] == 0
+        assert open_store(tmp_path / "s").coder_names == ["sae", "skip"]
 
     def test_latents_that_never_and_always_fire(self, run, store, tmp_path):
         """A dead and a dense latent get rows with a status, and the command says so."""
