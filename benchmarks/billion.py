@@ -36,6 +36,8 @@ SIGMA = 1.2
 CHARS_PER_TOKEN = 6
 """More than there are, so that the text does not run out."""
 KILLS = 5
+LOADING_CPU_S = 6.0
+"""What a life spends on imports, subject and coder, about."""
 CLI = "from autointerp.cli.main import main; main()"
 
 
@@ -291,8 +293,8 @@ def interrupt(bench: Bench, *, tokens: int, seed: int) -> list[str]:
     shutil.rmtree(other, ignore_errors=True)
     draw, moments, command = random.Random(seed), [], cache_command(bench.inputs, other, tokens=tokens, budget=budget)
     while len(moments) < KILLS:
-        # So long that most lives get beyond loading, so short that five rarely see the end.
-        cpu_s = draw.uniform(0.2, 0.5) * figures["cpu_seconds"]
+        # So short that five lives rarely see the end.
+        cpu_s = LOADING_CPU_S + draw.uniform(0.05, 0.2) * figures["cpu_seconds"]
         if bench.killed("interrupted", command, cpu_s):
             at = "merging" if (other / "building" / "corpus.json").exists() else "spilling"
             runs = len(list((other / "building" / "runs").glob("run-*.json")))
