@@ -153,7 +153,7 @@ def ours(folder: Path, tokens: int, out: Path, kind: str, setup: Setup) -> Itera
     work = job._Job(config, StopFlag())
     if kind == "ours-ids":
         contexts = list(work._corpus.contexts())
-        work._corpus.contexts = lambda: iter(contexts)  # type: ignore[method-assign]
+        work._corpus.contexts = lambda: iter(contexts)
         reading = job.reading_of(config.coders[0], work._subject)
         job.reading_of = lambda *_: reading
     yield

@@ -22,11 +22,12 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.billion import CLI
 from benchmarks.incumbent import NUM_SPLITS, Environment, export_store
+from benchmarks.limits import disk_bytes
 from benchmarks.memory import BUNDLED
 from benchmarks.reporting import write_report
 
-CLI = "from autointerp.cli.main import main; main()"
 PARTS = {
     "activations": "activations",
     "latents.parquet": "statistics of the latents",
@@ -56,10 +57,6 @@ def store_parts(store: Path) -> Counter[str]:
             part = next((PARTS[name] for name in names if name in PARTS), "manifest, documents, records of the coders")
             sizes[part] += file.stat().st_size
     return sizes
-
-
-def size(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
 def save_as_delphi(store_path: Path, folder: Path) -> None:
@@ -174,13 +171,13 @@ def measure(tokens: int, python: str | None, folder: Path) -> list[str]:
     num = sum(store.coder(name).num_activations for name in store.coder_names)
     for name in store.coder_names:
         export_store(store, name, folder / "delphi")
-    delphi, written = size(folder / "delphi" / "latents"), "written by the export"
+    delphi, written = disk_bytes(folder / "delphi" / "latents"), "written by the export"
     tokens_bytes = len(store.coder_names) * NUM_SPLITS * store.num_tokens * 8
     if python is not None:
         environment = Environment(python, folder)
         environment.run("disk", "--child", store_path, folder / "own")
         files = check_same(folder / "delphi" / "latents", folder / "own" / "latents")
-        delphi = size(folder / "own" / "latents")
+        delphi = disk_bytes(folder / "own" / "latents")
         written = f"written by delphi's own save_splits, tensors of all {files} files the same as the export's; {environment.versions()}"
     parts = store_parts(store_path)
     derived = parts.pop("derived", 0)

@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.incumbent import Environment, cpu_seconds, export_store
+from benchmarks.limits import disk_bytes
 from benchmarks.neighbours import make_store
 from benchmarks.reporting import write_report
 
@@ -157,7 +158,7 @@ def measure_ours(folder: Path, latents: list[int]) -> dict[str, Any]:
     start = cpu_seconds()
     is_new = build_embeddings(open_store(folder / "store"), DEFAULT_EMBEDDER, opened=embedder, progress=False)
     built = cpu_seconds() - start
-    figures: dict[str, Any] = {"index_bytes": _size(folder / "store" / "embeddings"), "built": built if is_new else None}
+    figures: dict[str, Any] = {"index_bytes": disk_bytes(folder / "store" / "embeddings"), "built": built if is_new else None}
     Selector(open_store(folder / "store"), config).select("sae", latents[0])  # what is imported when it is first needed
     for name in ("announced", "alone"):
         start = cpu_seconds()
@@ -205,11 +206,7 @@ def measure_delphi(folder: Path, latent: int) -> dict[str, Any]:
         if len(record.not_active) != 50 or len(record.not_active[0].str_tokens) != 32:
             raise SystemExit(f"delphi gave {len(record.not_active)} negatives; expected 50 of 32 tokens")
         silent = dataset.tokens.numel() // 32 - len(record.examples)
-        return {"cpu": cpu, "windows": silent, "index_bytes": _size(Path(index))}
-
-
-def _size(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+        return {"cpu": cpu, "windows": silent, "index_bytes": disk_bytes(Path(index))}
 
 
 def compare(python: str, num_tokens: int, num_latents: int, rounds: int) -> list[str]:

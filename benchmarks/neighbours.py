@@ -46,7 +46,7 @@ def delphi(store: Path, exported: Path) -> Callable[[], object]:
     import torch
     from delphi.latents.neighbours import NeighbourCalculator
 
-    torch.Tensor.cuda = lambda tensor: tensor  # type: ignore[method-assign, assignment]
+    torch.Tensor.cuda = lambda tensor: tensor
 
     def work() -> None:
         calculator = NeighbourCalculator(cache_dir=exported / "latents" / "sae", number_of_neighbours=250)

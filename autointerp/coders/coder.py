@@ -164,7 +164,8 @@ class Coder:
         fitting = PIECE_BYTES * (1 if is_cpu else 256) // (4 * num_latents)
         num_rows = max(1, fitting, min(_MIN_ROWS, MAX_PIECE_BYTES // (4 * num_latents)))
         # One buffer for all products: fresh ones, each between results that stay, would leave as many holes in memory.
-        pre_NL = torch.empty(min(num_rows, len(x_ND)), num_latents, device=self.device)
+        rows_multiplied = 0 if isinstance(rule, MatchingPursuit) else min(num_rows, len(x_ND))
+        pre_NL = torch.empty(rows_multiplied, num_latents, device=self.device)
         for first_row in range(0, len(x_ND), num_rows):
             ready_ND = self._ready(x_ND[first_row : first_row + num_rows])
             for first in range(0, width, num_latents):
