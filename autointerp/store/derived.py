@@ -22,6 +22,7 @@ from autointerp.config import Config
 from autointerp.digest import short
 from autointerp.errors import AutointerpError
 from autointerp.files import TEMPORARY_PREFIX, disk_errors, read_json, write_json
+from autointerp.store.arrays import mapped
 
 _log = logging.getLogger(__name__)
 
@@ -32,10 +33,14 @@ _MAX_THREADS = 8
 
 
 class ArrayEntry(Config):
-    """The file of an array, as it was written."""
+    """An array and its file, as it was written."""
 
+    dtype: str
+    """Type of its numbers."""
+    shape: tuple[int, ...]
+    """How many there are along each axis."""
     num_bytes: int
-    """Size."""
+    """Size of the file."""
     checksums: tuple[int, ...]
     """CRC-32 of each 16 MiB: every process computes them anew before it uses the array, so they have to be fast."""
 
@@ -64,7 +69,7 @@ def read_derived(store: Path, name: str, key: str) -> dict[str, np.ndarray] | No
         if damaged := _damaged(folder, record):
             _log.warning("%s is not as it was written and is not used: it is made again from the corpus", damaged[0])
             return None
-        return _mapped(folder, record.arrays)
+        return _mapped(folder, record)
     except (AutointerpError, OSError, ValueError):
         return None
 
@@ -82,7 +87,7 @@ def write_derived(store: Path, name: str, key: str, arrays: Mapping[str, np.ndar
             temporary.mkdir(parents=True)
             for array, values in arrays.items():
                 with (temporary / f"{array}.npy").open("wb") as file:
-                    np.save(file, values, allow_pickle=False)
+                    np.save(file, np.ascontiguousarray(values), allow_pickle=False)
                     os.fsync(file.fileno())
             record = DerivedRecord(key=key, arrays=_entries(temporary, arrays))
             write_json(temporary / "index.json", record.model_dump(mode="json"))
@@ -91,7 +96,7 @@ def write_derived(store: Path, name: str, key: str, arrays: Mapping[str, np.ndar
             for other in folder.parent.glob(f"{name}-*"):
                 shutil.rmtree(other, ignore_errors=True)
             temporary.rename(folder)
-        return _mapped(folder, arrays)
+        return _mapped(folder, record)
     except (AutointerpError, OSError) as error:
         _log.info("%s is not kept, so that each process computes it: %s", folder, error)
         return None
@@ -119,9 +124,8 @@ def _read_record(folder: Path) -> DerivedRecord:
     return DerivedRecord.parse(read_json(folder / "index.json"), where=str(folder))
 
 
-def _mapped(folder: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
-    # Plain arrays: a memmap takes longer over every slice.
-    return {name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False).view(np.ndarray) for name in names}
+def _mapped(folder: Path, record: DerivedRecord) -> dict[str, np.ndarray]:
+    return {name: mapped(folder / f"{name}.npy", dtype=entry.dtype, shape=entry.shape) for name, entry in record.arrays.items()}
 
 
 def _damaged(folder: Path, record: DerivedRecord) -> list[Path]:
@@ -129,20 +133,27 @@ def _damaged(folder: Path, record: DerivedRecord) -> list[Path]:
 
     Raises: OSError when one is missing.
     """
-    found = _entries(folder, record.arrays)
-    return [folder / f"{name}.npy" for name, entry in record.arrays.items() if found[name] != entry]
+    found = _files(folder, record.arrays)
+    return [
+        folder / f"{name}.npy" for name, entry in record.arrays.items() if found[name] != (entry.num_bytes, entry.checksums)
+    ]
 
 
-def _entries(folder: Path, names: Iterable[str]) -> dict[str, ArrayEntry]:
-    """Return what the files of the arrays are now."""
+def _entries(folder: Path, arrays: Mapping[str, np.ndarray]) -> dict[str, ArrayEntry]:
+    """Return the entries of arrays that were just written."""
+    return {
+        name: ArrayEntry(dtype=arrays[name].dtype.str, shape=arrays[name].shape, num_bytes=num_bytes, checksums=checksums)
+        for name, (num_bytes, checksums) in _files(folder, arrays).items()
+    }
+
+
+def _files(folder: Path, names: Iterable[str]) -> dict[str, tuple[int, tuple[int, ...]]]:
+    """Return size and checksums of the files of the arrays, as they are now."""
     sizes = {name: (folder / f"{name}.npy").stat().st_size for name in names}
     blocks = [(folder / f"{name}.npy", low) for name, size in sizes.items() for low in range(0, size, _BLOCK)]
     with ThreadPoolExecutor(min(_MAX_THREADS, os.cpu_count() or 1)) as pool:
         checksums = pool.map(_checksum, blocks)
-        return {
-            name: ArrayEntry(num_bytes=size, checksums=tuple(next(checksums) for _ in range(0, size, _BLOCK)))
-            for name, size in sizes.items()
-        }
+        return {name: (size, tuple(next(checksums) for _ in range(0, size, _BLOCK))) for name, size in sizes.items()}
 
 
 def _checksum(block: tuple[Path, int]) -> int:

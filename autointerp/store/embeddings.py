@@ -21,6 +21,7 @@ from autointerp.config import Config
 from autointerp.digest import digest, digest_bytes, digest_file, short
 from autointerp.errors import IdentityError, StoreError
 from autointerp.files import clear_temporary, committed, read_sealed, write_sealed
+from autointerp.store.arrays import mapped
 from autointerp.store.lock import WriterLock
 
 HELD_BYTES = 512 << 20
@@ -162,14 +163,9 @@ class EmbeddingIndex:
             raise IdentityError(f"{path} is the index of another store; remove it and make it again")
         self._check_digest()
         try:
-            self._vectors = np.load(path / "vectors.npy", mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
+            self._vectors = mapped(path / "vectors.npy", dtype="<f2", shape=(self.record.num_windows, self.record.dim))
+        except (OSError, ValueError) as error:
             raise StoreError(f"{path / 'vectors.npy'} cannot be read ({error}); remove the folder and make it again") from error
-        if self._vectors.shape != (self.record.num_windows, self.record.dim):
-            raise StoreError(
-                f"{path / 'vectors.npy'} has the shape {self._vectors.shape} and index.json says "
-                f"{(self.record.num_windows, self.record.dim)}; remove the folder and make it again"
-            )
         self._lock = threading.Lock()
         self._held: np.ndarray | None = None
 
