@@ -24,7 +24,7 @@ from autointerp.store.corpus import TOKENS
 from autointerp.store.derived import read_derived, write_derived
 from autointerp.store.embeddings import EmbeddingIndex, index_folder
 from autointerp.store.latents import LATENTS, NUM_HASHES
-from autointerp.store.layout import VOCABULARY, activations_part, coder_file, coder_folder, damage, latents_file
+from autointerp.store.layout import MANIFEST, VOCABULARY, activations_part, coder_file, coder_folder, damage, latents_file
 from autointerp.store.manifest import CoderRecord, Manifest, read_coder, read_manifest
 from autointerp.store.merge import activations_schema
 from autointerp.store.neighbours import NeighbourTable, neighbours_file
@@ -47,7 +47,21 @@ def open_store(path: Path | str) -> Store:
     Raises: StoreError when there is none, or it is unfinished, damaged or of a newer release.
     """
     path = Path(path)
-    return Store(path, read_manifest(path))
+    # Before it is read: of two that follow each other at once, the stamp of the former is never taken for the latter's.
+    stamp = _stamp(path)
+    return Store(path, read_manifest(path), stamp)
+
+
+_Stamp = tuple[int, int, int]
+
+
+def _stamp(path: Path) -> _Stamp | None:
+    """Return what tells the manifest of a store from one that took its place; None where there is none."""
+    try:
+        status = (path / MANIFEST).stat()
+    except FileNotFoundError:
+        return None
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,10 +82,11 @@ class SegmentTable:
 class Store:
     """A finished store; made by :func:`open_store`."""
 
-    def __init__(self, path: Path, manifest: Manifest) -> None:
+    def __init__(self, path: Path, manifest: Manifest, stamp: _Stamp | None) -> None:
         self.path = path
         self.manifest = manifest
-        self._files = _FilePool()
+        self._stamp = stamp
+        self._files = _FilePool(self.check_current)
         self._lock = threading.Lock()
         # Of its own: what computes derived arrays reads others, and the vocabulary.
         self._derived_lock = threading.RLock()
@@ -139,7 +154,10 @@ class Store:
             return self._loaded
 
     def _read_corpus(self) -> dict[str, np.ndarray]:
-        return _read_corpus(self._parts("tokens/"), num_contexts=self.num_contexts, ctx_len=self.ctx_len, where=self.path)
+        try:
+            return _read_corpus(self._parts("tokens/"), num_contexts=self.num_contexts, ctx_len=self.ctx_len, where=self.path)
+        finally:
+            self.check_current()
 
     def derived(self, name: str, compute: Callable[[], Mapping[str, np.ndarray]]) -> Mapping[str, np.ndarray]:
         """Return arrays that follow from the corpus and the vocabulary alone: those kept, else those that `compute` returns.
@@ -166,6 +184,24 @@ class Store:
     def _parts(self, prefix: str) -> list[Path]:
         return [self.path / name for name in sorted(self.manifest.files) if name.startswith(prefix)]
 
+    def check_current(self) -> None:
+        """Make sure that a file that was opened before this call is one of this store, not of a larger one in its place.
+
+        Coders and tables that were added since do no harm.
+
+        Raises: StoreError when the store was extended, or built again, since it was opened.
+        """
+        stamp = _stamp(self.path)
+        if stamp == self._stamp:
+            return
+        # The manifest goes before any file is replaced and comes back after the last.
+        if stamp is None or not self.manifest.files.items() <= read_manifest(self.path).files.items():
+            raise StoreError(
+                f"{self.path} is not what it was when it was opened: it was extended, built again or removed meanwhile; run "
+                "the same command again to read what is there now"
+            )
+        self._stamp = stamp
+
     def check(self, path: Path) -> None:
         """Compare a small file of the store with its digest in the manifest.
 
@@ -174,6 +210,7 @@ class Store:
         entry = self.manifest.files.get(path.relative_to(self.path).as_posix())
         problem = None if entry is None else damage(path, entry)
         if problem is not None:
+            self.check_current()
             raise StoreError(problem)
 
     def documents(self) -> pa.Table:
@@ -233,6 +270,7 @@ class CoderReader:
         self._extent = store.manifest.extent.coders[name]
         self._schema = activations_schema(np.dtype(self._extent.dtype))
         self._files = store._files
+        self._check_current = store.check_current
         self._lock = threading.Lock()
         self._latents: dict[str, np.ndarray] | None = None
         self._parts = [store.path / activations_part(name, part) for part in range(self._extent.num_parts)]
@@ -270,6 +308,7 @@ class CoderReader:
         with self._lock:
             if self._latents is None:
                 self._latents = _read_latents(self._path / latents_file(self.name), width=self.width)
+                self._check_current()
             return self._latents
 
     def activations(self, latent: int) -> tuple[np.ndarray, np.ndarray]:
@@ -334,6 +373,7 @@ class CoderReader:
         """Yield (latents int64, positions int64, values float32) of all activations in order, a row group at a time."""
         for path in self._parts:
             for table in iterate_tables(path, schema=self._schema):
+                self._check_current()
                 latents, positions, values = (numbers(table[name]) for name in ("latent", "position", "activation"))
                 yield latents.astype(np.int64), positions, values.astype(np.float32)
 
@@ -481,7 +521,9 @@ class _FilePool:
     A path is told from others by identity: :class:`CoderReader` holds one for each part.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, check: Callable[[], None]) -> None:
+        """`check` is called after a file was opened, and raises where it is another than was meant."""
+        self._check = check
         self._lock = threading.Lock()
         self._idle: OrderedDict[int, tuple[Path, _OpenFile]] = OrderedDict()
         self._number = 0
@@ -489,7 +531,7 @@ class _FilePool:
     @contextmanager
     def open(self, path: Path, schema: pa.Schema) -> Iterator[_OpenFile]:
         with damage_told(path):
-            file = self._take(path) or _open(path, schema)
+            file = self._take(path) or self._open(path, schema)
             try:
                 yield file
             except BaseException:
@@ -507,7 +549,7 @@ class _FilePool:
         # By hand, not by `open`: half as long, which counts beside a row group.
         file = self._take(path)
         try:
-            file = file or _open(path, schema)
+            file = file or self._open(path, schema)
             if stop is None:
                 table = file.handle.read_row_groups(groups, columns=_COLUMNS, use_threads=False)
             else:
@@ -522,6 +564,15 @@ class _FilePool:
                 raise
         self._give(path, file)
         return table, file.group_starts
+
+    def _open(self, path: Path, schema: pa.Schema) -> _OpenFile:
+        try:
+            handle = parquet_file(path, schema)
+        finally:
+            # Also where it is missing or damaged: that may be the reason.
+            self._check()
+        rows = [handle.metadata.row_group(group).num_rows for group in range(handle.num_row_groups)]
+        return _OpenFile(handle=handle, group_starts=list(accumulate(rows, initial=0)))
 
     def _take(self, path: Path) -> _OpenFile | None:
         with self._lock:
@@ -543,9 +594,3 @@ class _FilePool:
             idle, self._idle = self._idle, OrderedDict()
         for _, file in idle.values():
             file.handle.close(force=True)
-
-
-def _open(path: Path, schema: pa.Schema) -> _OpenFile:
-    handle = parquet_file(path, schema)
-    rows = [handle.metadata.row_group(group).num_rows for group in range(handle.num_row_groups)]
-    return _OpenFile(handle=handle, group_starts=list(accumulate(rows, initial=0)))

@@ -239,3 +239,68 @@ class TestStatus:
             "  run the same cache command again to go on (without --worker to merge)",
         ]
         check(build(path, whole), whole)
+
+
+def most_frequent(store):
+    return store.coder("wide").activations(int(store.coder("wide").latents["count"].argmax()))
+
+
+READ = {
+    "tokens": lambda store: store.tokens,
+    "documents": lambda store: store.documents(),
+    "latents": lambda store: store.coder("signed@in").latents,
+    "activations": most_frequent,
+    "sweep": lambda store: list(store.coder("wide").sweep()),
+    "blocks": lambda store: list(store.coder("wide").blocks()),
+}
+
+
+def opened_before(path, corpus, coders=CODERS):
+    """Return a store of which some was read, with no file open."""
+    store = build(path, corpus, coders)
+    assert len(most_frequent(store)[0])
+    store.close()
+    return store
+
+
+@pytest.mark.parametrize("read", READ)
+@pytest.mark.parametrize("state", ["grown", "growing"])
+def test_who_opened_the_smaller_store_never_reads_of_the_larger(tmp_path, whole, read, state):
+    path = tmp_path / "store"
+    store = opened_before(path, first(whole, 13))
+    if state == "growing":
+        # As a process sees it while the files of the larger store are moved into place.
+        (path / "manifest.json").unlink()
+        larger = build(tmp_path / "larger", whole).path
+        for file in larger.rglob("*.parquet"):
+            file.replace(path / file.relative_to(larger))
+    else:
+        grow(path, whole)
+    with pytest.raises(StoreError, match="is not what it was when it was opened: it was extended") as told:
+        READ[read](store)
+    assert str(path) in str(told.value)
+
+
+def test_who_has_files_of_the_smaller_store_open_reads_these_to_the_end(tmp_path, whole):
+    store = build(tmp_path / "store", first(whole, 13), {"wide": CODERS["wide"]})
+    expected = [array.tolist() for array in most_frequent(store)]
+    blocks = store.coder("wide").blocks()
+    latents, *_ = next(blocks)
+    grow(tmp_path / "store", whole, {"wide": CODERS["wide"]})
+    assert [array.tolist() for array in most_frequent(store)] == expected
+    with pytest.raises(StoreError, match="it was extended"):
+        list(blocks)
+
+
+@pytest.mark.parametrize("read", READ)
+def test_who_opened_a_store_reads_on_when_coders_are_added(tmp_path, whole, read):
+    path = tmp_path / "store"
+    store = opened_before(path, whole, {name: CODERS[name] for name in ("wide", "signed@in")})
+    build(path, whole)
+    assert open_store(path).coder_names == sorted(CODERS)
+    found, expected = READ[read](store), READ[read](open_store(path))
+    assert type(found) is type(expected)
+    for name, column in open_store(path).coder("wide").latents.items():
+        np.testing.assert_array_equal(store.coder("wide").latents[name], column)
+    for one, other in zip(store.coder("wide").sweep(), open_store(path).coder("wide").sweep(), strict=True):
+        assert all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
