@@ -8,9 +8,11 @@ Owns the hooks and nothing else; which hookpoints exist and what their names mea
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from inspect import signature
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor, nn
 
 from autointerp.errors import InputError
@@ -55,7 +57,7 @@ def read_hookpoints(
 
     handles = [_register(model, hookpoint, keep) for hookpoint in hookpoints]
     try:
-        model(input_ids=tokens_BT, use_cache=False)
+        model(input_ids=tokens_BT, use_cache=False, **_without_mask(model, tokens_BT))
     except _Stop:
         pass
     finally:
@@ -67,6 +69,17 @@ def read_hookpoints(
             f"hookpoint {missing[0]} did not fire in a forward pass; this model does not run that module for plain text"
         )
     return seen
+
+
+def _without_mask(model: nn.Module, tokens_BT: Tensor) -> dict[str, Tensor]:
+    """Return what makes attention plainly causal.
+
+    transformers 4 takes tokens that come without a mask for sequences packed into one, and gives attention a mask of (B, T, T) to
+    keep them apart, which rules out the fast kernels; unless it is told that nothing is padding.
+    """
+    if int(transformers.__version__.partition(".")[0]) > 4 or "attention_mask" not in signature(model.forward).parameters:
+        return {}
+    return {"attention_mask": torch.ones_like(tokens_BT)}
 
 
 def _register(model: nn.Module, hookpoint: str, keep: Callable[[str, Any], None]) -> Any:

@@ -232,6 +232,19 @@ class TestEveryHook:
         other = torch.cat([TOKENS, TOKENS[:, :6].flip(1)], dim=1)
         close(read_hookpoints(model, other, [hookpoint])[hookpoint][:, :11], whole[:, :11])
 
+    @pytest.mark.parametrize("family", ["llama", "qwen3", "gpt2", "gpt_neox"])
+    def test_attention_is_given_no_mask_and_may_use_its_fast_kernels(self, models, family, monkeypatch):
+        model, masks, attend = models(family), [], F.scaled_dot_product_attention
+
+        def noted(*args, attn_mask=None, **kwargs):
+            masks.append(attn_mask)
+            return attend(*args, attn_mask=attn_mask, **kwargs)
+
+        monkeypatch.setattr(F, "scaled_dot_product_attention", noted)
+        hookpoint = published_hookpoint(f"blocks.{LAYERS - 1}.hook_resid_post", model).hookpoint
+        read_hookpoints(model, TOKENS, [hookpoint])
+        assert masks == [None] * LAYERS
+
     @pytest.mark.parametrize("family", BLOCKS)
     def test_all_at_once_is_one_at_a_time(self, models, family):
         model = models(family)
