@@ -18,6 +18,7 @@ import numpy as np
 from autointerp.digest import hash64, seed_of
 from autointerp.protocols import Vocabulary
 from autointerp.records import NeighbourKind
+from autointerp.store.arrays import forget_pages
 
 _SPACE, _DIGITS, _SPACED_DIGITS = (np.uint64((1 << 32) + i) for i in range(3))
 _TEXT_SEED = seed_of("normalised text")
@@ -189,7 +190,7 @@ def build_grid(corpus: Corpus, *, window: int, min_window: int) -> WindowGrid:
     length = np.minimum(size[segment] - nth * window, window).astype(np.int32)
     counts = _count_tokens(corpus.tokens, len(corpus.vocabulary))
     classes = token_classes(corpus.vocabulary, counts)
-    text = _hash_all(corpus.tokens, start, length, width=window, classes=classes)
+    text = _hash_all(corpus.tokens, start, length, width=window, classes=classes, is_sweep=True)
     by_text = stable_argsort(text)
     sorted_text = text[by_text]
     is_first = np.ones(len(text), bool)
@@ -221,9 +222,12 @@ def build_grid(corpus: Corpus, *, window: int, min_window: int) -> WindowGrid:
 def _count_tokens(tokens: np.ndarray, size: int) -> np.ndarray:
     """Return int64 [size or more], how often each token id occurs."""
     # In blocks that fit the cache: bincount converts what it is given to int64 first.
-    counts = np.zeros(max(size, int(tokens.max(initial=0)) + 1), np.int64)
+    counts = np.zeros(size, np.int64)
     for low in range(0, len(tokens), _BLOCK_TOKENS):
-        counts += np.bincount(tokens[low : low + _BLOCK_TOKENS], minlength=len(counts))
+        more = np.bincount(tokens[low : low + _BLOCK_TOKENS], minlength=len(counts))
+        more[: len(counts)] += counts
+        counts = more
+        forget_pages(tokens)
     return counts
 
 
@@ -351,7 +355,10 @@ def _text_hashes(tokens: np.ndarray, lengths: np.ndarray, *, codes: np.ndarray, 
     return hashes
 
 
-def _hash_all(tokens: np.ndarray, start: np.ndarray, length: np.ndarray, *, width: int, classes: np.ndarray) -> np.ndarray:
+def _hash_all(
+    tokens: np.ndarray, start: np.ndarray, length: np.ndarray, *, width: int, classes: np.ndarray, is_sweep: bool = False
+) -> np.ndarray:
+    """Return the uint64 [E] hash of each window's normalised text; `is_sweep`: the tokens are not needed again soon."""
     # In blocks: the intermediate arrays hold several 64-bit words per token.
     result = np.empty(len(start), np.uint64)
     codes, kinds = hash64(_TEXT_SEED, classes), _kinds(classes)
@@ -360,6 +367,8 @@ def _hash_all(tokens: np.ndarray, start: np.ndarray, length: np.ndarray, *, widt
         rows = slice(low, low + step)
         block = cut_tokens(tokens, start[rows], length[rows], width=width)
         result[rows] = _text_hashes(block, length[rows], codes=codes, kinds=kinds)
+        if is_sweep:
+            forget_pages(tokens)
     return result
 
 

@@ -1,14 +1,43 @@
-"""Arrays of a store that are mapped, not read."""
+"""Arrays that need not be in memory as a whole: written block by block, and mapped."""
 
 from __future__ import annotations
 
+import mmap
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 
 _MAGIC = b"\x93NUMPY\x01\x00"
 """How a file begins whose header has less than 64 KiB; its length follows in two bytes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blocks:
+    """An array that is made in blocks along its first axis."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    make: Callable[[], Iterator[np.ndarray]]
+    """Yields the blocks in order; called whenever they are wanted."""
+
+    def whole(self) -> np.ndarray:
+        """Return the array, in memory."""
+        return np.concatenate([np.zeros((0, *self.shape[1:]), self.dtype), *self.make()], dtype=self.dtype)
+
+
+def write_blocks(file: BinaryIO, blocks: Iterable[np.ndarray], *, dtype: str, shape: tuple[int, ...]) -> int:
+    """Write an array as ``.npy``; return how many rows the blocks had, which should be ``shape[0]``."""
+    # Written, not mapped: a full disk is an error of a write, and a deadly signal where memory is mapped.
+    np.lib.format.write_array_header_1_0(file, {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape})
+    num_rows = 0
+    for block in blocks:
+        num_rows += len(block)
+        file.write(np.ascontiguousarray(block, dtype).tobytes())
+    return num_rows
 
 
 def mapped(path: Path, *, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -27,3 +56,12 @@ def mapped(path: Path, *, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
         raise ValueError(f"it has {size} bytes; an array of {dtype} and shape {shape} has {wanted}")
     # A plain array: a memmap takes longer over every slice.
     return np.memmap(path, dtype, "r", offset=header, shape=shape).view(np.ndarray)
+
+
+def forget_pages(array: np.ndarray) -> None:
+    """Let the memory of a mapped array go; what is touched again is read again. Does nothing to others."""
+    base: Any = array
+    while isinstance(base, np.ndarray):
+        base = base.base
+    if isinstance(base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        base.madvise(mmap.MADV_DONTNEED)

@@ -47,9 +47,9 @@ from autointerp.store.manifest import (
     read_coder,
     read_manifest,
 )
-from autointerp.store.merge import BYTES_PER_MERGED, MIN_RANGE_ROWS, MergeOptions, SpilledCoder, StoredParts, merge_parts
+from autointerp.store.merge import MergeOptions, SpilledCoder, StoredParts, merge_parts
 from autointerp.store.parquet import iterate_tables, parquet_sink
-from autointerp.store.premerge import max_files, premerge
+from autointerp.store.premerge import premerge, range_rows
 from autointerp.store.runs import Run, contexts_in_run
 
 _UNKNOWN_L0 = 64.0
@@ -335,7 +335,6 @@ def merge_coder(
     marker = path / merged_marker(coder)
     if not marker.exists():
         ctx_len, folder = state.made_from.ctx_len, path / run_folder(coder)
-        range_rows = max(MIN_RANGE_ROWS, state.memory_budget_bytes // BYTES_PER_MERGED)
         sources, position_bits = premerge(
             folder,
             coder,
@@ -343,12 +342,17 @@ def merge_coder(
             width=record.width,
             ctx_len=ctx_len,
             contexts_per_run=state.contexts_per_run,
-            range_rows=range_rows,
-            limit=max_files(state.memory_budget_bytes),
+            memory_budget_bytes=state.memory_budget_bytes,
             poll=poll,
         )
         spilled = SpilledCoder(
-            folder, sources, width=record.width, position_bits=position_bits, range_rows=range_rows, poll=poll, stored=stored
+            folder,
+            sources,
+            width=record.width,
+            position_bits=position_bits,
+            range_rows=range_rows(state.memory_budget_bytes, len(sources)),
+            poll=poll,
+            stored=stored,
         )
         options = MergeOptions(
             ctx_len=ctx_len,

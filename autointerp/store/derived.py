@@ -22,7 +22,7 @@ from autointerp.config import Config
 from autointerp.digest import short
 from autointerp.errors import AutointerpError
 from autointerp.files import TEMPORARY_PREFIX, disk_errors, read_json, write_json
-from autointerp.store.arrays import mapped
+from autointerp.store.arrays import Blocks, mapped, write_blocks
 
 _log = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ def read_derived(store: Path, name: str, key: str) -> dict[str, np.ndarray] | No
         return None
 
 
-def write_derived(store: Path, name: str, key: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray] | None:
+def write_derived(store: Path, name: str, key: str, arrays: Mapping[str, np.ndarray | Blocks]) -> dict[str, np.ndarray] | None:
     """Keep arrays in place of those of the same name and another key, and return them mapped, as :func:`read_derived` does.
 
     None where the store cannot be written to.
@@ -87,7 +87,10 @@ def write_derived(store: Path, name: str, key: str, arrays: Mapping[str, np.ndar
             temporary.mkdir(parents=True)
             for array, values in arrays.items():
                 with (temporary / f"{array}.npy").open("wb") as file:
-                    np.save(file, np.ascontiguousarray(values), allow_pickle=False)
+                    if isinstance(values, Blocks):
+                        write_blocks(file, values.make(), dtype=values.dtype, shape=values.shape)
+                    else:
+                        np.save(file, np.ascontiguousarray(values), allow_pickle=False)
                     os.fsync(file.fileno())
             record = DerivedRecord(key=key, arrays=_entries(temporary, arrays))
             write_json(temporary / "index.json", record.model_dump(mode="json"))
@@ -139,10 +142,12 @@ def _damaged(folder: Path, record: DerivedRecord) -> list[Path]:
     ]
 
 
-def _entries(folder: Path, arrays: Mapping[str, np.ndarray]) -> dict[str, ArrayEntry]:
+def _entries(folder: Path, arrays: Mapping[str, np.ndarray | Blocks]) -> dict[str, ArrayEntry]:
     """Return the entries of arrays that were just written."""
     return {
-        name: ArrayEntry(dtype=arrays[name].dtype.str, shape=arrays[name].shape, num_bytes=num_bytes, checksums=checksums)
+        name: ArrayEntry(
+            dtype=np.dtype(arrays[name].dtype).str, shape=arrays[name].shape, num_bytes=num_bytes, checksums=checksums
+        )
         for name, (num_bytes, checksums) in _files(folder, arrays).items()
     }
 

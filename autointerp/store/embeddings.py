@@ -21,13 +21,14 @@ from autointerp.config import Config
 from autointerp.digest import digest, digest_bytes, digest_file, short
 from autointerp.errors import IdentityError, StoreError
 from autointerp.files import clear_temporary, committed, read_sealed, write_sealed
-from autointerp.store.arrays import mapped
+from autointerp.store.arrays import mapped, write_blocks
 from autointerp.store.lock import WriterLock
 
 HELD_BYTES = 512 << 20
 """Vectors are kept as float32 between searches up to this size; larger ones are converted block by block."""
 WINDOWS_PER_BLOCK = 1024
 """Windows embedded and committed at once: with all-MiniLM-L6-v2 some ten seconds of a processor core."""
+_DTYPE = "<f2"
 _BUILDING = "building"
 _LOCK = "lock"
 _BLOCK = 1 << 13
@@ -69,20 +70,11 @@ def write_index(path: Path, record: IndexRecord, blocks: Iterable[np.ndarray]) -
 
     Raises: StoreError when there are more or fewer vectors than windows.
     """
-    shape = (record.num_windows, record.dim)
     with committed(path / "vectors.npy") as temporary:
-        # Written, not mapped: a full disk is an error of a write, and a deadly signal where memory is mapped.
         with temporary.open("wb") as file:
-            header = {"descr": "<f2", "fortran_order": False, "shape": shape}
-            np.lib.format.write_array_header_1_0(file, header)
-            filled = 0
-            for block in blocks:
-                filled += len(block)
-                if filled > shape[0]:
-                    raise StoreError(f"more vectors than the {shape[0]} windows were given for {path}")
-                file.write(np.ascontiguousarray(block, "<f2").tobytes())
-        if filled != shape[0]:
-            raise StoreError(f"{filled} vectors were given for the {shape[0]} windows of {path}")
+            filled = write_blocks(file, blocks, dtype=_DTYPE, shape=(record.num_windows, record.dim))
+        if filled != record.num_windows:
+            raise StoreError(f"{filled} vectors were given for the {record.num_windows} windows of {path}")
     record = record.model_copy(update={"vectors_digest": digest_file(path / "vectors.npy")})
     write_sealed(path / "index.json", record.model_dump(mode="json"))
 
@@ -116,7 +108,7 @@ def build_index(
             if is_new := low not in blocks or not _is_whole(blocks[low]):
                 blocks[low] = _write_block(folder, low, embed(low, high), shape=(high - low, record.dim))
             advance(high - low, is_new)
-        write_index(path, record, (np.fromfile(blocks[low], "<f2").reshape(-1, record.dim) for low in starts))
+        write_index(path, record, (np.fromfile(blocks[low], _DTYPE).reshape(-1, record.dim) for low in starts))
         return True
     finally:
         if (path / "index.json").exists():
@@ -137,7 +129,7 @@ def _write_block(folder: Path, low: int, vectors: np.ndarray, *, shape: tuple[in
             f"the embedder gave vectors of the shape {vectors.shape} for the windows from {low} on, or some that are not "
             f"finite; expected finite ones of the shape {shape}"
         )
-    data = np.ascontiguousarray(vectors, "<f2").tobytes()
+    data = np.ascontiguousarray(vectors, _DTYPE).tobytes()
     # Its digest is in its name, so that what is damaged before the index is done is embedded again.
     path = folder / f"{low:012d}-{digest_bytes(data).removeprefix('sha256:')}.f16"
     with committed(path) as temporary:
@@ -163,7 +155,7 @@ class EmbeddingIndex:
             raise IdentityError(f"{path} is the index of another store; remove it and make it again")
         self._check_digest()
         try:
-            self._vectors = mapped(path / "vectors.npy", dtype="<f2", shape=(self.record.num_windows, self.record.dim))
+            self._vectors = mapped(path / "vectors.npy", dtype=_DTYPE, shape=(self.record.num_windows, self.record.dim))
         except (OSError, ValueError) as error:
             raise StoreError(f"{path / 'vectors.npy'} cannot be read ({error}); remove the folder and make it again") from error
         self._lock = threading.Lock()

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -42,14 +43,12 @@ from autointerp.store.runs import (
     run_schema,
 )
 
-BYTES_PER_MERGED = 128
-"""Memory per activation of a range while it is merged."""
-MIN_RANGE_ROWS = 1 << 10
 _GROUPS_PER_RANGE = 32
 _GROUPS_PER_BLOCK = 16
 """Row groups that are read at a time where a latent is too large to be read at once."""
 _BLOCK_ROWS = 1 << 16
 """Activations that are put in columns and summarised at a time, so that they stay in the cache."""
+_Columns = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,26 +221,38 @@ class SpilledCoder:
         """Return whether latents low..high-1 are a single one that is too large to be sorted in memory."""
         return high - low == 1 and bool(self.counts[low] > self._range_rows)
 
-    def rows(self, low: int, high: int) -> Iterator[tuple[int, int, np.ndarray, np.ndarray, np.ndarray]]:
-        """Yield all of latents low..high-1 as (first latent, last latent + 1, latents counted from the first, positions,
-        values), sorted, a few latents at a time; values in the merged dtype.
+    def comes_in_pieces(self, low: int, high: int) -> bool:
+        """Return whether :meth:`rows` gives latents low..high-1, a single large one, in several pieces."""
+        return high - low == 1 and bool(self.counts[low] > min(self._range_rows, _BLOCK_ROWS))
 
+    def rows(self, low: int, high: int) -> Iterator[tuple[int, int, Callable[[], Iterator[_Columns]]]]:
+        """Yield all of latents low..high-1, a few or a single large one at a time: the first, the last + 1, and what gives
+        their activations in order, in one piece, or in several where it is a large one.
+
+        Pieces are (latents counted from the first, positions, values), with values in the merged dtype.
         Raises: StoreError when a latent has two values at one position.
         """
+        if self.is_streamed(low, high):
+            yield low, high, partial(self._blocks, low)
+            return
         ordered = self._sorted(self._files, low, high, stored=self._stored)
         start = 0
         for first, end in cut(self.counts[low:high], _BLOCK_ROWS):
             stop = start + int(self.counts[low + first : low + end].sum())
-            yield low + first, low + end, *self._columns(ordered, start, stop, first=first)
+            yield low + first, low + end, partial(self._pieces, ordered, start, stop, first=first)
             start = stop
 
-    def blocks(self, latent: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yield (positions, values) of one latent in order: what is in one file block by block, the rest run by run."""
+    def _pieces(self, ordered: SortedRows, start: int, stop: int, *, first: int) -> Iterator[_Columns]:
+        for at in range(start, max(stop, start + 1), _BLOCK_ROWS):
+            yield self._columns(ordered, at, min(stop, at + _BLOCK_ROWS), first=first)
+
+    def _blocks(self, latent: int) -> Iterator[_Columns]:
+        """Yield one latent in order: what is in one file block by block, the rest run by run."""
         for stored in self._stored:
-            for _, positions, values in _read_stored(stored, latent, latent + 1, groups=self._groups):
-                yield positions, values.astype(self.dtype)
+            for latents, positions, values in _read_stored(stored, latent, latent + 1, groups=self._groups):
+                yield np.zeros(len(latents), np.int64), positions, values.astype(self.dtype)
         for ordered in self._streamed(latent):
-            yield self._columns(ordered, 0, len(ordered), first=0)[1:]
+            yield from self._pieces(ordered, 0, len(ordered), first=0)
 
     def keys(self, low: int, high: int) -> Iterator[Sequence[np.ndarray]]:
         """Yield all of latents low..high-1 as columns of a run's file with positions counted from the start of the corpus.
@@ -322,7 +333,7 @@ class SpilledCoder:
         keys += np.uint64(file.start << (shift - file.position_bits))
         return keys, values
 
-    def _columns(self, ordered: SortedRows, start: int, stop: int, *, first: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _columns(self, ordered: SortedRows, start: int, stop: int, *, first: int) -> _Columns:
         self._check_twins(ordered, start, stop)
         keys, values = ordered.rows(start, stop)
         latents = (keys >> np.uint64(self._bits)).view(np.int64) - first
@@ -430,19 +441,27 @@ def _merge_part(
 
 def _merge_range(spilled: SpilledCoder, rows: RowGroups, options: MergeOptions, *, low: int, high: int) -> Iterator[Summary]:
     """Append the rows of a range; yield the statistics of its latents."""
-    if spilled.is_streamed(low, high):
+    for first, end, pieces in spilled.rows(low, high):
+        appended = _appended(pieces(), rows, options, first=first)
+        if spilled.comes_in_pieces(first, end):
+            yield _summarise_pieces(appended, pieces, ctx_len=options.ctx_len)
+        else:
+            [columns] = appended
+            yield summarise(*columns, num_latents=end - first, ctx_len=options.ctx_len)
 
-        def appended() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-            for positions, values in spilled.blocks(low):
-                options.poll()
-                rows.add(np.full(len(positions), low, np.uint32), positions, values)
-                yield positions, values
 
-        yield summarise_stream(appended(), lambda: spilled.blocks(low), ctx_len=options.ctx_len)
-        return
-    for first, end, latents, positions, values in spilled.rows(low, high):
+def _appended(pieces: Iterator[_Columns], rows: RowGroups, options: MergeOptions, *, first: int) -> Iterator[_Columns]:
+    for latents, positions, values in pieces:
+        options.poll()
         rows.add((latents + first).astype(np.uint32), positions, values)
-        yield summarise(latents, positions, values, num_latents=end - first, ctx_len=options.ctx_len)
+        yield latents, positions, values
+
+
+def _summarise_pieces(pieces: Iterator[_Columns], again: Callable[[], Iterator[_Columns]], *, ctx_len: int) -> Summary:
+    def pairs(columns: Iterator[_Columns]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        return ((positions, values) for _, positions, values in columns)
+
+    return summarise_stream(pairs(pieces), lambda: pairs(again()), ctx_len=ctx_len)
 
 
 class RowGroups:

@@ -17,6 +17,9 @@ from autointerp.store.merge import RowGroups, Source, SpilledCoder, cut
 from autointerp.store.parquet import parquet_sink
 from autointerp.store.runs import ENCODING, RUN_GROUP_ROWS, Run, run_schema
 
+BYTES_PER_MERGED = 128
+"""Memory per activation of a range while it is merged."""
+MIN_RANGE_ROWS = 1 << 10
 MIN_FILES = 8
 _BYTES_PER_FILE = 12 * RUN_GROUP_ROWS
 """A decoded row group: keys, and values where those have a column."""
@@ -24,8 +27,13 @@ _PREFIX = "merged-"
 
 
 def max_files(memory_budget_bytes: int) -> int:
-    """Return from how many files a merge may read at once: their row groups take half of the budget."""
-    return max(MIN_FILES, memory_budget_bytes // (2 * _BYTES_PER_FILE))
+    """Return from how many files a merge may read at once: their row groups take an eighth of the budget."""
+    return max(MIN_FILES, memory_budget_bytes // (8 * _BYTES_PER_FILE))
+
+
+def range_rows(memory_budget_bytes: int, num_files: int) -> int:
+    """Return how many activations a merge of so many files may sort at once: the row groups of these take the rest."""
+    return max(MIN_RANGE_ROWS, (memory_budget_bytes - num_files * _BYTES_PER_FILE) // BYTES_PER_MERGED)
 
 
 def premerge(
@@ -36,13 +44,12 @@ def premerge(
     width: int,
     ctx_len: int,
     contexts_per_run: int,
-    range_rows: int,
-    limit: int,
+    memory_budget_bytes: int,
     poll: Callable[[], None],
 ) -> tuple[list[Source], int]:
-    """Return at most `limit` files with all activations of a coder, and the bits of a position in the corpus.
+    """Return as few files with all activations of a coder as can be merged at once, and the bits of a position in the corpus.
 
-    `folder` holds the files of its runs; `range_rows` are sorted in memory; `poll` is called now and then and may raise.
+    `folder` holds the files of its runs; `poll` is called now and then and may raise.
     Raises: StoreError when a file is missing or damaged.
     """
     bits = (contexts_per_run * ctx_len).bit_length()
@@ -61,10 +68,11 @@ def premerge(
     ]
     corpus_bits = max(bits, ((runs[-1].first_context + runs[-1].num_contexts) * ctx_len).bit_length())
     sources = _found(folder, of_runs, corpus_bits)
-    while len(sources) > limit:
+    while len(sources) > (limit := max_files(memory_budget_bytes)):
         first, stop = _cheapest(sources, limit)
         merged = _together(sources[first:stop], corpus_bits)
-        _merge(folder, sources[first:stop], merged, width=width, range_rows=range_rows, poll=poll)
+        rows = range_rows(memory_budget_bytes, stop - first)
+        _merge(folder, sources[first:stop], merged, width=width, range_rows=rows, poll=poll)
         sources[first:stop] = [merged]
     return sources, corpus_bits
 

@@ -20,6 +20,7 @@ import pyarrow as pa
 from autointerp.digest import digest
 from autointerp.errors import InputError, StoreError, nearest
 from autointerp.records import NeighbourKind
+from autointerp.store.arrays import Blocks
 from autointerp.store.corpus import TOKENS
 from autointerp.store.derived import read_derived, write_derived
 from autointerp.store.embeddings import EmbeddingIndex, index_folder
@@ -153,20 +154,31 @@ class Store:
                 self._loaded = _Corpus(tokens=arrays["tokens"], lengths=arrays["lengths"], segments=segments)
             return self._loaded
 
-    def _read_corpus(self) -> dict[str, np.ndarray]:
+    def _read_corpus(self) -> dict[str, np.ndarray | Blocks]:
+        """Return where contexts and documents lie, and the token ids in blocks: they are never held twice."""
+        paths, num_contexts, ctx_len = self._parts("tokens/"), self.num_contexts, self.ctx_len
         try:
-            return _read_corpus(self._parts("tokens/"), num_contexts=self.num_contexts, ctx_len=self.ctx_len, where=self.path)
+            arrays: dict[str, np.ndarray | Blocks] = dict(
+                _read_segments(paths, num_contexts=num_contexts, ctx_len=ctx_len, where=self.path)
+            )
         finally:
             self.check_current()
 
-    def derived(self, name: str, compute: Callable[[], Mapping[str, np.ndarray]]) -> Mapping[str, np.ndarray]:
+        def tokens() -> Iterator[np.ndarray]:
+            for path in paths:
+                yield from _token_blocks(path, ctx_len=ctx_len)
+            self.check_current()
+
+        return {"tokens": Blocks(dtype="<u4", shape=(num_contexts * ctx_len,), make=tokens), **arrays}
+
+    def derived(self, name: str, compute: Callable[[], Mapping[str, np.ndarray | Blocks]]) -> Mapping[str, np.ndarray]:
         """Return arrays that follow from the corpus and the vocabulary alone: those kept, else those that `compute` returns.
 
         These are kept for the next process, unless the store is small or cannot be written to. `name` says what they are: it is
         another one when the same corpus would give others.
         """
         if not self.keeps_derived:
-            return compute()
+            return _whole(compute())
         files = {
             file: entry.digest
             for file, entry in self.manifest.files.items()
@@ -174,12 +186,14 @@ class Store:
         }
         key = digest({"name": name, "ctx_len": self.ctx_len, "num_contexts": self.num_contexts, "files": files})
         with self._derived_lock:
-            arrays: Mapping[str, np.ndarray] | None = read_derived(self.path, name, key)
-            if arrays is None:
+            kept = read_derived(self.path, name, key)
+            if kept is None:
                 arrays = compute()
-                # The kept ones, whose memory is shared with other processes.
-                arrays = write_derived(self.path, name, key, arrays) or arrays
-            return arrays
+                kept = write_derived(self.path, name, key, arrays)
+                if kept is None:
+                    return _whole(arrays)
+            # Their memory is shared with other processes.
+            return kept
 
     def _parts(self, prefix: str) -> list[Path]:
         return [self.path / name for name in sorted(self.manifest.files) if name.startswith(prefix)]
@@ -466,39 +480,52 @@ class _Corpus:
     segments: SegmentTable
 
 
-def _read_corpus(paths: list[Path], *, num_contexts: int, ctx_len: int, where: Path) -> dict[str, np.ndarray]:
-    tokens = np.zeros(num_contexts * ctx_len, np.uint32)
+def _read_segments(paths: list[Path], *, num_contexts: int, ctx_len: int, where: Path) -> dict[str, np.ndarray]:
+    """Return the length of each context, and of each segment its document, start and stop.
+
+    Raises: StoreError when the parts have other contexts than the manifest says.
+    """
     lengths = np.zeros(num_contexts, np.int32)
     blocks: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     context = 0
     for path in paths:
-        with damage_told(path):
-            for table in iterate_tables(path, ["tokens", "documents", "starts"], schema=TOKENS):
-                sizes, ids = _ragged(table["tokens"])
-                if context + len(sizes) > num_contexts or sizes.max(initial=0) > ctx_len:
-                    raise StoreError(f"{path} does not belong to the manifest of {where}; restore both together")
-                first = (context + np.arange(len(sizes), dtype=np.int64)) * ctx_len
-                if len(ids) == len(sizes) * ctx_len:
-                    tokens[context * ctx_len : context * ctx_len + len(ids)] = ids
-                else:
-                    row_of_token = np.repeat(first - (np.cumsum(sizes) - sizes), sizes)
-                    tokens[row_of_token + np.arange(len(ids))] = ids
-                lengths[context : context + len(sizes)] = sizes
-                per_context, documents = _ragged(table["documents"])
-                _, offsets = _ragged(table["starts"])
-                starts = np.repeat(first, per_context) + offsets
-                # A segment ends where the next begins; the last of a context where the context does.
-                stops = np.append(starts[1:], 0)
-                stops[np.cumsum(per_context) - 1] = first + sizes
-                blocks.append((documents, starts, stops))
-                context += len(sizes)
+        for table in iterate_tables(path, ["tokens", "documents", "starts"], schema=TOKENS):
+            sizes, _ = _ragged(table["tokens"])
+            if context + len(sizes) > num_contexts or sizes.max(initial=0) > ctx_len:
+                raise StoreError(f"{path} does not belong to the manifest of {where}; restore both together")
+            first = (context + np.arange(len(sizes), dtype=np.int64)) * ctx_len
+            lengths[context : context + len(sizes)] = sizes
+            per_context, documents = _ragged(table["documents"])
+            _, offsets = _ragged(table["starts"])
+            starts = np.repeat(first, per_context) + offsets
+            # A segment ends where the next begins; the last of a context where the context does.
+            stops = np.append(starts[1:], 0)
+            stops[np.cumsum(per_context) - 1] = first + sizes
+            blocks.append((documents, starts, stops))
+            context += len(sizes)
     if context != num_contexts:
         raise StoreError(f"{where} has {context} contexts and its manifest says {num_contexts}; restore both together")
     document, start, stop = (np.concatenate(column).astype(np.int64) for column in zip(*blocks, strict=True))
-    arrays: dict[str, np.ndarray] = {"tokens": tokens, "lengths": lengths, "document": document, "start": start, "stop": stop}
-    for array in arrays.values():
-        array.flags.writeable = False
-    return arrays
+    return {"lengths": lengths, "document": document, "start": start, "stop": stop}
+
+
+def _token_blocks(path: Path, *, ctx_len: int) -> Iterator[np.ndarray]:
+    """Yield uint32 [contexts * ctx_len] for each row group of a part: token ids, 0 after the end of a short context."""
+    for table in iterate_tables(path, ["tokens"], schema=TOKENS):
+        sizes, ids = _ragged(table["tokens"])
+        if len(ids) == len(sizes) * ctx_len:
+            yield ids
+            continue
+        block = np.zeros((len(sizes), ctx_len), np.uint32)
+        block[np.arange(ctx_len) < sizes[:, None]] = ids
+        yield block.ravel()
+
+
+def _whole(arrays: Mapping[str, np.ndarray | Blocks]) -> dict[str, np.ndarray]:
+    found = {name: values.whole() if isinstance(values, Blocks) else values for name, values in arrays.items()}
+    for values in found.values():
+        values.flags.writeable = False
+    return found
 
 
 def _ragged(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:

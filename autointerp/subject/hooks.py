@@ -74,8 +74,8 @@ def read_hookpoints(
 def _without_mask(model: nn.Module, tokens_BT: Tensor) -> dict[str, Tensor]:
     """Return what makes attention plainly causal.
 
-    transformers 4 takes tokens that come without a mask for sequences packed into one, and gives attention a mask of (B, T, T) to
-    keep them apart, which rules out the fast kernels; unless it is told that nothing is padding.
+    transformers 4 takes tokens that come without a mask for sequences packed into one, and gives attention a mask of (B, T, T)
+    to keep them apart, which rules out the fast kernels; unless it is told that nothing is padding.
     """
     if int(transformers.__version__.partition(".")[0]) > 4 or "attention_mask" not in signature(model.forward).parameters:
         return {}

@@ -9,7 +9,7 @@ import pytest
 from autointerp.errors import Interrupted, StoreError
 from autointerp.store import merge, open_store, verify_store
 from autointerp.store.merge import Source
-from autointerp.store.premerge import _cheapest, max_files
+from autointerp.store.premerge import _BYTES_PER_FILE, BYTES_PER_MERGED, _cheapest, max_files, range_rows
 from tests.unit.test_store_build import CODERS, Corpus, build, tree, writer_at
 
 GROUP_ROWS, RANGE_ROWS = 32, 128
@@ -21,7 +21,7 @@ def small(monkeypatch):
     """Row groups, ranges and buffers so small that a few thousand activations are many."""
     for module in ("runs", "merge", "premerge"):
         monkeypatch.setattr(f"autointerp.store.{module}.RUN_GROUP_ROWS", GROUP_ROWS)
-    monkeypatch.setattr("autointerp.store.build.MIN_RANGE_ROWS", RANGE_ROWS)
+    monkeypatch.setattr("autointerp.store.premerge.MIN_RANGE_ROWS", RANGE_ROWS)
 
 
 @pytest.fixture
@@ -69,6 +69,24 @@ def test_any_number_of_runs_gives_the_same_store(tmp_path, small, monkeypatch, c
     build(tmp_path / "small", corpus, contexts_per_run=contexts_per_run, **OPTIONS)
     assert_equal(tmp_path / "small", tmp_path / "large")
     assert verify_store(tmp_path / "small") == []
+
+
+@pytest.mark.parametrize("values", ["plain", "extreme"])
+def test_a_large_latent_is_put_in_columns_piece_by_piece(tmp_path, monkeypatch, values):
+    corpus = Corpus(40, values=values)
+    options = OPTIONS | {"contexts_per_run": 40, "memory_budget_bytes": 1 << 30}
+    build(tmp_path / "whole", corpus, **options)
+    sizes, real = [], merge.SpilledCoder._columns
+
+    def columns(spilled, ordered, start, stop, *, first):
+        sizes.append(stop - start)
+        return real(spilled, ordered, start, stop, first=first)
+
+    monkeypatch.setattr(merge, "_BLOCK_ROWS", 40)
+    monkeypatch.setattr(merge.SpilledCoder, "_columns", columns)
+    store = build(tmp_path / "pieces", corpus, **options)
+    assert max(sizes) == 40 and int(store.coder("wide").latents["count"].max()) > 400
+    assert_equal(tmp_path / "pieces", tmp_path / "whole")
 
 
 def test_each_row_group_is_decoded_once_and_few_are_held(tmp_path, small, decoded, monkeypatch):
@@ -162,3 +180,11 @@ def test_a_damaged_file_of_merged_runs_is_told(tmp_path, small):
     merged.write_bytes(merged.read_bytes()[:-10])
     with pytest.raises(StoreError, match=r"merged-\d+-\d+.parquet cannot be read"):
         build(path, corpus, **options)
+
+
+@pytest.mark.parametrize("budget", [1 << 26, 100_000_000, 1 << 30])
+def test_a_merge_of_many_files_takes_no_more_memory_than_one_of_few(budget):
+    for num_files in (1, 13, max_files(budget)):
+        held, sorted_at_once = num_files * _BYTES_PER_FILE, range_rows(budget, num_files) * BYTES_PER_MERGED
+        assert budget - BYTES_PER_MERGED < held + sorted_at_once <= budget
+        assert held <= budget / 8
