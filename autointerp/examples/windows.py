@@ -24,8 +24,8 @@ _SPACE, _DIGITS, _SPACED_DIGITS = (np.uint64((1 << 32) + i) for i in range(3))
 _TEXT_SEED = seed_of("normalised text")
 _PLACE_SEED = seed_of("place in a normalised text")
 _BLOCK_TOKENS = 1 << 17
-BYTES_PER_POSITION = 8
-"""Memory that :func:`open_grid` takes at its peak when it computes, by position of the store: 6 measured."""
+BYTES_PER_POSITION = 5
+"""Memory that :func:`open_grid` takes at its peak when it computes, by position of the store: 4 measured."""
 _GRID_VERSION = 1
 """Raise it when the columns of a grid, or what they say, change: kept ones are of that name."""
 
@@ -186,8 +186,10 @@ def build_grid(corpus: Corpus, *, window: int, min_window: int) -> WindowGrid:
     size = np.asarray(segments.stop, np.int64) - begin
     num = size // window + (size % window >= min_window)
     segment, nth = ragged(np.zeros_like(num), num)
-    start = begin[segment] + nth * window
-    length = np.minimum(size[segment] - nth * window, window).astype(np.int32)
+    nth *= window
+    start = begin[segment] + nth
+    length = np.minimum(size[segment] - nth, window).astype(np.int32)
+    del nth
     counts = _count_tokens(corpus.tokens, len(corpus.vocabulary))
     classes = token_classes(corpus.vocabulary, counts)
     text = _hash_all(corpus.tokens, start, length, width=window, classes=classes, is_sweep=True)
@@ -201,7 +203,7 @@ def build_grid(corpus: Corpus, *, window: int, min_window: int) -> WindowGrid:
     first_same[by_text] = np.repeat(first, same)
     num_same = np.empty(len(text), np.int32)
     num_same[by_text] = np.repeat(same, same)
-    blocks = np.arange(0, int(start[-1]) + 1 if len(start) else 0, 1 << _block_bits(start))
+    del sorted_text, is_first, first, same
     return WindowGrid(
         window=window,
         ctx_len=corpus.ctx_len,
@@ -215,8 +217,18 @@ def build_grid(corpus: Corpus, *, window: int, min_window: int) -> WindowGrid:
         num_same=num_same,
         token_counts=counts,
         classes=classes,
-        windows_before=np.searchsorted(start, blocks, side="right").astype(np.int32),
+        windows_before=_windows_before(start),
     )
+
+
+def _windows_before(start: np.ndarray) -> np.ndarray:
+    bits = _block_bits(start)
+    counts = np.empty((int(start[-1]) >> bits) + 1 if len(start) else 0, np.int32)
+    # There are several times as many blocks as windows: never all of them as 64-bit numbers.
+    for low in range(0, len(counts), _BLOCK_TOKENS):
+        blocks = np.arange(low, min(low + _BLOCK_TOKENS, len(counts))) << bits
+        counts[low : low + len(blocks)] = np.searchsorted(start, blocks, side="right")
+    return counts
 
 
 def _count_tokens(tokens: np.ndarray, size: int) -> np.ndarray:

@@ -23,6 +23,7 @@ from autointerp.jobs.progress import OnProgress, Progress
 from autointerp.protocols import Embedder
 from autointerp.records import NeighbourKind
 from autointerp.store import open_store
+from autointerp.store.arrays import give_back_memory
 from autointerp.store.embeddings import EmbeddingIndex, IndexRecord, build_index, index_folder
 from autointerp.store.logits import TokenLogits, has_logits, write_logits
 from autointerp.store.neighbours import DEFAULT_K
@@ -130,6 +131,7 @@ def build_windows(store: Store, *, memory_budget_bytes: int) -> None:
     Not where the arrays exceed the budget, or the store is too small to keep them: these stages make them themselves.
     """
     if store.keeps_derived and store.num_positions * BYTES_PER_POSITION <= memory_budget_bytes:
+        give_back_memory()
         open_grid(store, window=_GRID.window, min_window=_GRID.min_window)
 
 

@@ -1,8 +1,10 @@
-"""Arrays that need not be in memory as a whole: written block by block, and mapped."""
+"""Arrays that need not be in memory as a whole: written block by block, and mapped. And memory that is given back."""
 
 from __future__ import annotations
 
+import ctypes
 import mmap
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from math import prod
@@ -10,6 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+import pyarrow as pa
 
 _MAGIC = b"\x93NUMPY\x01\x00"
 """How a file begins whose header has less than 64 KiB; its length follows in two bytes."""
@@ -65,3 +68,10 @@ def forget_pages(array: np.ndarray) -> None:
         base = base.base
     if isinstance(base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
         base.madvise(mmap.MADV_DONTNEED)
+
+
+def give_back_memory() -> None:
+    """Return to the system what was freed: pyarrow keeps it for later, and so does the C library of Linux."""
+    pa.default_memory_pool().release_unused()
+    if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "malloc_trim"):
+        library.malloc_trim(0)

@@ -14,6 +14,7 @@ from autointerp.config import Config
 from autointerp.digest import digest
 from autointerp.errors import ConfigError, IdentityError, InputError, StoreError
 from autointerp.files import TEMPORARY_PREFIX, read_sealed, sync_file, sync_folder, write_json, write_sealed
+from autointerp.store.arrays import give_back_memory
 from autointerp.store.corpus import documents_schema
 from autointerp.store.grow import Base, plan_base
 from autointerp.store.latents import LATENTS
@@ -335,6 +336,8 @@ def merge_coder(
     marker = path / merged_marker(coder)
     if not marker.exists():
         ctx_len, folder = state.made_from.ctx_len, path / run_folder(coder)
+        # So that recording, merging and what follows have one peak, not a sum of what each of them freed.
+        give_back_memory()
         sources, position_bits = premerge(
             folder,
             coder,
