@@ -222,6 +222,7 @@ def build_grid(corpus: Corpus, *, window: int, min_window: int) -> WindowGrid:
 
 
 def _windows_before(start: np.ndarray) -> np.ndarray:
+    """Return the int32 column of that name."""
     bits = _block_bits(start)
     counts = np.empty((int(start[-1]) >> bits) + 1 if len(start) else 0, np.int32)
     # There are several times as many blocks as windows: never all of them as 64-bit numbers.

@@ -27,9 +27,21 @@ class Blocks:
     make: Callable[[], Iterator[np.ndarray]]
     """Yields the blocks in order; called whenever they are wanted."""
 
+    def checked(self) -> Iterator[np.ndarray]:
+        """Yield the blocks.
+
+        Raises: ValueError at the end when they are not as many rows as they should be.
+        """
+        num_rows = 0
+        for block in self.make():
+            num_rows += len(block)
+            yield block
+        if num_rows != self.shape[0]:
+            raise ValueError(f"blocks of {num_rows} rows were made for an array of {self.shape[0]}")
+
     def whole(self) -> np.ndarray:
-        """Return the array, in memory."""
-        return np.concatenate([np.zeros((0, *self.shape[1:]), self.dtype), *self.make()], dtype=self.dtype)
+        """Return the array, in memory. Raises: ValueError as :meth:`checked`."""
+        return np.concatenate([np.zeros((0, *self.shape[1:]), self.dtype), *self.checked()], dtype=self.dtype)
 
 
 def write_blocks(file: BinaryIO, blocks: Iterable[np.ndarray], *, dtype: str, shape: tuple[int, ...]) -> int:

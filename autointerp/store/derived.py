@@ -88,7 +88,7 @@ def write_derived(store: Path, name: str, key: str, arrays: Mapping[str, np.ndar
             for array, values in arrays.items():
                 with (temporary / f"{array}.npy").open("wb") as file:
                     if isinstance(values, Blocks):
-                        write_blocks(file, values.make(), dtype=values.dtype, shape=values.shape)
+                        write_blocks(file, values.checked(), dtype=values.dtype, shape=values.shape)
                     else:
                         np.save(file, np.ascontiguousarray(values), allow_pickle=False)
                     os.fsync(file.fileno())

@@ -67,8 +67,8 @@ def premerge(
         for at, (number, first_context, file) in enumerate(listed)
     ]
     corpus_bits = max(bits, ((runs[-1].first_context + runs[-1].num_contexts) * ctx_len).bit_length())
-    sources = _found(folder, of_runs, corpus_bits)
-    while len(sources) > (limit := max_files(memory_budget_bytes)):
+    sources, limit = _found(folder, of_runs, corpus_bits), max_files(memory_budget_bytes)
+    while len(sources) > limit:
         first, stop = _cheapest(sources, limit)
         merged = _together(sources[first:stop], corpus_bits)
         rows = range_rows(memory_budget_bytes, stop - first)

@@ -26,6 +26,13 @@ def test_written_in_blocks_is_what_numpy_reads(tmp_path, sizes, rest):
         np.testing.assert_array_equal(found, np.concatenate([np.zeros((0, *rest)), *blocks]).astype(np.float32))
 
 
+@pytest.mark.parametrize("num_rows", [0, 4, 6])
+def test_blocks_that_do_not_add_up_are_told(num_rows):
+    array = Blocks(dtype="<f4", shape=(num_rows,), make=lambda: iter([np.zeros(2), np.zeros(3)]))
+    with pytest.raises(ValueError, match=f"blocks of 5 rows were made for an array of {num_rows}"):
+        array.whole()
+
+
 @pytest.mark.parametrize("shape", [(29,), (31,), (30, 2), (0,)])
 def test_a_file_of_another_size_is_told(tmp_path, shape):
     np.save(tmp_path / "a.npy", np.arange(30))
