@@ -27,8 +27,8 @@ _PREFIX = "merged-"
 
 
 def max_files(memory_budget_bytes: int) -> int:
-    """Return from how many files a merge may read at once: their row groups take an eighth of the budget."""
-    return max(MIN_FILES, memory_budget_bytes // (8 * _BYTES_PER_FILE))
+    """Return from how many files a merge may read at once: their row groups take a sixteenth of the budget."""
+    return max(MIN_FILES, memory_budget_bytes // (16 * _BYTES_PER_FILE))
 
 
 def range_rows(memory_budget_bytes: int, num_files: int) -> int:
