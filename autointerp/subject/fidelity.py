@@ -28,6 +28,8 @@ from autointerp.subject.corpus import Context
 from autointerp.subject.hooks import read_hookpoints, split
 from autointerp.subject.model import Subject
 
+BRIEF_TOKENS = 256
+"""Enough to tell what no trained coder gives; with wide coders more would take seconds."""
 _MAX_ROWS = 2048
 """Vectors on which other readings are tried."""
 _SCALES = tuple(2.0**power for power in range(-5, 6) if power)
@@ -83,16 +85,19 @@ def measure(
     batch_tokens: int,
     is_brief: bool = False,
 ) -> Fidelity:
-    """Measure `coder` at `site` over `contexts`, BOS left out; `is_brief`: L0, FVU and the live share alone.
+    """Measure `coder` at `site` over `contexts`, BOS left out.
+
+    `is_brief`: L0, FVU and the live share alone, over some `BRIEF_TOKENS` tokens spread over the contexts.
 
     Raises: InputError when a hookpoint does not fit the coder, or there is nothing to read.
     """
     hookpoints = list(dict.fromkeys((site.hookpoint, site.target)))
     totals, kept_rows = _Totals(coder.spec.width, coder.spec.d_out), _Rows(0 if is_brief else _MAX_ROWS)
     extra = [] if is_brief else _neighbours(subject, coder, site)
+    every = max(1, sum(len(context.tokens) for context in contexts) // BRIEF_TOKENS) if is_brief else 1
     for tokens_BT, kept_BT in _batches(subject, contexts, batch_tokens):
         seen = read_hookpoints(subject.model, tokens_BT, [*hookpoints, *(name for name in extra if name not in hookpoints)])
-        rows = {name: _kept(value, kept_BT) for name, value in seen.items()}
+        rows = {name: _kept(value, kept_BT)[every // 2 :: every] for name, value in seen.items()}
         x_ND, target_NE = rows[site.hookpoint], rows[site.target]
         acts = coder.encode(x_ND)
         totals.add(acts, _aim(coder, x_ND, target_NE), coder.decode(acts, x_ND))

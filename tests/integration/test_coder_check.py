@@ -6,6 +6,11 @@ import pytest
 from click.testing import CliRunner
 
 from autointerp.cli.main import cli
+from autointerp.coders.load import load_coder
+from autointerp.demo import bundled
+from autointerp.subject.corpus import Corpus, CorpusConfig
+from autointerp.subject.fidelity import Site, measure
+from autointerp.subject.model import load_subject
 
 
 def check(source, *more):
@@ -73,6 +78,22 @@ def test_cache_refuses_the_absurd_and_force_overrides(tmp_path):
     assert "it reconstructs worse than the mean (FVU 1." in str(result.exception) and "--force" in str(result.exception)
     assert not (tmp_path / "store").exists()
     assert CliRunner().invoke(cli, [*wrong, "--force"]).exit_code == 0
+
+
+@pytest.mark.parametrize(("ctx_len", "num_tokens"), [(256, 256), (64, 256), (48, 192)])
+def test_the_brief_check_finds_on_few_tokens_what_the_whole_one_does(ctx_len, num_tokens):
+    subject, coder = load_subject(str(bundled("model"))), load_coder(str(bundled("sae")))
+    config = CorpusConfig(source="stdlib", num_tokens=4 * ctx_len, ctx_len=ctx_len)
+    corpus = Corpus(config, subject.tokenizer, num_embeddings=subject.num_embeddings)
+    contexts = list(corpus.contexts())[:4]
+    hookpoint = "model.layers.2@out"
+    brief, whole = (
+        measure(subject, coder, Site(hookpoint, hookpoint), contexts, batch_tokens=600, is_brief=is_brief)
+        for is_brief in (True, False)
+    )
+    assert (brief.num_tokens, whole.num_tokens) == (num_tokens, 4 * ctx_len)
+    assert brief.l0 == pytest.approx(whole.l0, rel=0.02) and brief.fvu == pytest.approx(whole.fvu, abs=0.03)
+    assert brief.loss_clean is None and whole.loss_clean is not None
 
 
 def test_inspect_says_what_is_known():
