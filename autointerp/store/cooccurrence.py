@@ -15,6 +15,7 @@ import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import IO, Any
 
 import numpy as np
@@ -30,7 +31,9 @@ BUDGET_BYTES = 1 << 30
 PAIRS_PER_BLOCK = 1 << 22
 """Pairs of activations on one position that a block of latents multiplies, hence most of its non-zero counts."""
 _CACHED_PAIRS = 1 << 17
-"""Pairs that are sorted at a time."""
+"""Pairs that are counted at a time."""
+_CELLS_PER_PAIR = 8
+"""With at least one pair to so many latents an array of all of them is the faster way to count; with fewer, to sort is."""
 _BYTES_PER_ACTIVATION = 16
 _CHUNK = 1 << 22
 _POSITIONS = 1 << 14
@@ -123,9 +126,24 @@ class _Source(ABC):
             low = high
 
     def _counts_of_few(self, first: int, stop: int) -> _Both:
+        others = self._others(int(self._ends[first]), int(self._ends[stop]))
+        if len(others) * _CELLS_PER_PAIR >= (stop - first) * self._width:
+            return self._added_up(first, stop, others)
+        return self._sorted(first, stop, others)
+
+    def _added_up(self, first: int, stop: int, others: np.ndarray) -> _Both:
+        """Count in an array of all latents, for one latent after the other."""
+        columns, counts = [], []
+        for low, high in pairwise(_ends(self.pairs[first:stop]).tolist()):
+            found = np.bincount(others[low:high], minlength=self._width)
+            columns.append(found.nonzero()[0])
+            counts.append(found[columns[-1]])
+        starts = _ends(np.array([len(column) for column in columns]))
+        return _Both(first, starts, np.concatenate(columns), np.concatenate(counts))
+
+    def _sorted(self, first: int, stop: int, others: np.ndarray) -> _Both:
         """Sort (latent, other) as one integer each; equal ones are then neighbours."""
         number = np.uint32 if (stop - first) * self._width < 1 << 32 else np.uint64
-        others = self._others(int(self._ends[first]), int(self._ends[stop]))
         rows = (np.arange(stop - first) * self._width).astype(number)
         pairs = np.repeat(rows, self.pairs[first:stop])
         pairs += others.astype(number, copy=False)

@@ -64,12 +64,18 @@ def test_cooccurrence_is_what_counting_everything_gives(store, fires, k, pairs_p
 
 
 @pytest.mark.parametrize("pairs", [1, 100, 1 << 17])  # every latent alone; a few together; all of them
+@pytest.mark.parametrize("cells", [0, 1 << 30], ids=["sorted", "added up"])
 @pytest.mark.parametrize("budget", [0, 1 << 30], ids=["on disk", "in memory"])
-def test_counts_do_not_depend_on_how_many_pairs_are_sorted_at_a_time(store, fires, pairs, budget, monkeypatch):
+def test_counts_do_not_depend_on_how_and_how_many_at_a_time_pairs_are_counted(store, fires, pairs, cells, budget, monkeypatch):
     monkeypatch.setattr(cooccurrence, "_CACHED_PAIRS", pairs)
+    monkeypatch.setattr(cooccurrence, "_CELLS_PER_PAIR", cells)
+    calls, real = [], cooccurrence._Source._added_up
+    monkeypatch.setattr(cooccurrence._Source, "_added_up", lambda *args: calls.append(1) or real(*args))
     monkeypatch.setattr(cooccurrence, "_POSITIONS", 7)
     found = cooccurring(store.coder("sae"), k=250, num_positions=480, budget_bytes=budget)
     assert flattened(found) == by_brute_force(fires, 250)
+    # One latent at a time goes another way, but for those that fire with none.
+    assert bool(calls) == (cells > 0 and pairs > 1)
 
 
 def test_a_full_disk_under_the_positions_is_told_before_they_are_mapped(store, monkeypatch):
