@@ -14,6 +14,8 @@ from typing import Any, BinaryIO
 import numpy as np
 import pyarrow as pa
 
+from autointerp.errors import StoreError
+
 _MAGIC = b"\x93NUMPY\x01\x00"
 """How a file begins whose header has less than 64 KiB; its length follows in two bytes."""
 
@@ -30,17 +32,20 @@ class Blocks:
     def checked(self) -> Iterator[np.ndarray]:
         """Yield the blocks.
 
-        Raises: ValueError at the end when they are not as many rows as they should be.
+        Raises: StoreError at the end when they are not as many rows as they should be.
         """
         num_rows = 0
         for block in self.make():
             num_rows += len(block)
             yield block
         if num_rows != self.shape[0]:
-            raise ValueError(f"blocks of {num_rows} rows were made for an array of {self.shape[0]}")
+            raise StoreError(
+                f"blocks of {num_rows} rows were made for an array of {self.shape[0]}: what they are made of was changed or is "
+                "damaged; `autointerp verify` says where"
+            )
 
     def whole(self) -> np.ndarray:
-        """Return the array, in memory. Raises: ValueError as :meth:`checked`."""
+        """Return the array, in memory. Raises: StoreError as :meth:`checked`."""
         return np.concatenate([np.zeros((0, *self.shape[1:]), self.dtype), *self.checked()], dtype=self.dtype)
 
 

@@ -90,6 +90,7 @@ def write_derived(store: Path, name: str, key: str, arrays: Mapping[str, np.ndar
                     if isinstance(values, Blocks):
                         write_blocks(file, values.checked(), dtype=values.dtype, shape=values.shape)
                     else:
+                        # In the order in which it is mapped again.
                         np.save(file, np.ascontiguousarray(values), allow_pickle=False)
                     os.fsync(file.fileno())
             record = DerivedRecord(key=key, arrays=_entries(temporary, arrays))

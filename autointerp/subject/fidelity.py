@@ -97,6 +97,7 @@ def measure(
     every = max(1, sum(len(context.tokens) for context in contexts) // BRIEF_TOKENS) if is_brief else 1
     for tokens_BT, kept_BT in _batches(subject, contexts, batch_tokens):
         seen = read_hookpoints(subject.model, tokens_BT, [*hookpoints, *(name for name in extra if name not in hookpoints)])
+        # Not from the first on: the first token of a context is unlike all others, and its norm would outweigh theirs.
         rows = {name: _kept(value, kept_BT)[every // 2 :: every] for name, value in seen.items()}
         x_ND, target_NE = rows[site.hookpoint], rows[site.target]
         acts = coder.encode(x_ND)

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from autointerp.errors import StoreError
 from autointerp.store.arrays import Blocks, forget_pages, mapped, write_blocks
 
 
@@ -29,7 +30,7 @@ def test_written_in_blocks_is_what_numpy_reads(tmp_path, sizes, rest):
 @pytest.mark.parametrize("num_rows", [0, 4, 6])
 def test_blocks_that_do_not_add_up_are_told(num_rows):
     array = Blocks(dtype="<f4", shape=(num_rows,), make=lambda: iter([np.zeros(2), np.zeros(3)]))
-    with pytest.raises(ValueError, match=f"blocks of 5 rows were made for an array of {num_rows}"):
+    with pytest.raises(StoreError, match=f"blocks of 5 rows were made for an array of {num_rows}"):
         array.whole()
 
 

@@ -13,6 +13,7 @@ from small_store import random_fires, small_store
 
 from autointerp.examples.selection import SelectionConfig, Selector
 from autointerp.store import derived, open_store
+from autointerp.store.arrays import Blocks
 from autointerp.store.build import clean
 from autointerp.store.contents import verify_contents
 from autointerp.store.derived import derived_problems, read_derived, write_derived
@@ -168,6 +169,12 @@ def test_arrays_are_as_numpy_has_them(tmp_path, values):
     for found in (read_derived(tmp_path, "a", "sha256:1")["x"], np.load(*tmp_path.glob("derived/*/x.npy"))):
         assert found.dtype == values.dtype and found.shape == values.shape
         np.testing.assert_array_equal(found, values)
+
+
+def test_blocks_that_do_not_add_up_are_not_kept(tmp_path):
+    blocks = Blocks(dtype="<i8", shape=(6,), make=lambda: iter([np.arange(5)]))
+    assert write_derived(tmp_path, "a", "sha256:1", {"x": blocks}) is None
+    assert not list((tmp_path / "derived").iterdir())
 
 
 def test_leftovers_of_a_killed_writer_are_cleared(path):

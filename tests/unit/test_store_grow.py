@@ -285,7 +285,7 @@ def test_who_has_files_of_the_smaller_store_open_reads_these_to_the_end(tmp_path
     store = build(tmp_path / "store", first(whole, 13), {"wide": CODERS["wide"]})
     expected = [array.tolist() for array in most_frequent(store)]
     blocks = store.coder("wide").blocks()
-    latents, *_ = next(blocks)
+    next(blocks)
     grow(tmp_path / "store", whole, {"wide": CODERS["wide"]})
     assert [array.tolist() for array in most_frequent(store)] == expected
     with pytest.raises(StoreError, match="it was extended"):
